@@ -1,0 +1,49 @@
+"""The library's exceptions: one type a cause, all of them `PyroScaleError`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PyroScaleError(Exception):
+    """Base class: `except ps.errors.PyroScaleError` catches everything this package raises on purpose."""
+
+
+class ArgumentError(PyroScaleError, ValueError):
+    """An argument of a public function or a setting of a kernel is out of its range, or its name is unknown."""
+
+
+class DataError(PyroScaleError, ValueError):
+    """The data are empty, ragged, of an unusable type, or hold NaN or infinity."""
+
+
+class ModelError(PyroScaleError, ValueError):
+    """The Pyro model cannot be compiled: no latent site, no observed site, a site that comes and goes, ..."""
+
+
+class DiscreteSiteError(ModelError):
+    """A latent site is discrete and so has no gradient."""
+
+
+class MinibatchError(ModelError):
+    """The model is sound for all of the data, but its density does not split over rows as minibatches need."""
+
+
+class StartError(PyroScaleError, ValueError):
+    """No starting point with a finite log density and gradient was found."""
+
+
+class NonFiniteError(PyroScaleError, ArithmeticError):
+    """A run met NaN or infinity. `posterior` holds the draws made until then; None if there were none."""
+
+    def __init__(self, message: str, posterior: Any = None) -> None:
+        super().__init__(message)
+        self.posterior = posterior
+
+
+class FileFormatError(PyroScaleError, ValueError):
+    """A file to load was not written by `Posterior.save`, or its suffix names no format we write."""
+
+
+class MissingModelError(PyroScaleError, RuntimeError):
+    """A posterior loaded from a file, or one that kept only some sites, was asked for what needs the model."""

@@ -1,0 +1,6 @@
+"""Scalable kernels: settings that `bind` to a target. One file an algorithm."""
+
+from pyro_scale.kernels.sghmc import SGHMC
+from pyro_scale.kernels.sgld import SGLD
+
+__all__ = ["SGHMC", "SGLD"]

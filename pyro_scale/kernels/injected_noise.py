@@ -1,0 +1,45 @@
+"""The noise a stochastic gradient kernel adds: what the target law needs, less what the minibatch gradient brings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_scale import tree
+from pyro_scale.errors import ArgumentError
+from pyro_scale.schedules import check_number
+from pyro_scale.types import Position
+
+
+def check_variance(owner: str, value: float | Position) -> None:
+    """Refuses a gradient variance that is negative, NaN or of another type."""
+    if not isinstance(value, dict):
+        check_number(owner, "gradient_variance", value)
+        return
+    for name, leaf in value.items():
+        if not (torch.isfinite(leaf).all() and (leaf >= 0).all()):
+            raise ArgumentError(f"{owner}: gradient_variance['{name}'] holds a negative or non-finite value.")
+
+
+def injected_noise(
+    variance: Any, step_size: Any, gradient_variance: float | Position, noise: Position
+) -> tuple[Position, Tensor]:
+    r"""$\sqrt{\max(0, \text{variance} - \text{step\_size}^2 V)} \, \xi$, and how many coordinates were clamped at 0.
+
+    Args:
+        variance: what one step must add in all for the target law; a scalar or 0-d tensor.
+        step_size: the gradient enters the step with this factor.
+        gradient_variance: V, a number or a tensor a site.
+        noise: standard normals.
+    """
+    first = next(iter(noise.values()))
+    total = torch.as_tensor(variance, dtype=first.dtype, device=first.device)
+    if not isinstance(gradient_variance, dict) and gradient_variance == 0:
+        return tree.scale(noise, total.sqrt()), torch.zeros((), dtype=torch.long, device=first.device)
+    remaining = tree.map(lambda v: total - step_size**2 * v, tree.full_like(noise, gradient_variance))
+    clamped = sum((leaf < 0).sum() for leaf in remaining.values())
+    injected = tree.map(lambda left, z: left.clamp(min=0).sqrt() * z, remaining, noise)
+    return injected, torch.as_tensor(clamped)

@@ -1,0 +1,106 @@
+"""Schedules: immutable functions from the step, counted from 0, to the value of a step size or temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyro_scale.errors import ArgumentError
+from pyro_scale.types import Schedule
+
+
+def check_number(owner: str, name: str, value: object, *, positive: bool = False, below: float = math.inf) -> float:
+    """Returns `value` as a float, or raises `ArgumentError` naming the setting, what it got and what it takes."""
+    wanted = ("a positive" if positive else "a non-negative") + " finite number"
+    if below < math.inf:
+        wanted += f" of at most {below:g}"
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not (0 < number < math.inf or (number == 0 and not positive)) or number > below:
+        raise ArgumentError(f"{owner}: {name} is {value!r}; it must be {wanted}.")
+    return float(number)
+
+
+@dataclass(frozen=True)
+class constant:
+    """The same value at every step.
+
+    Args:
+        value: the value; >= 0.
+
+    Example:
+        >>> constant(0.1)(1000)
+        0.1
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        check_number("constant", "value", self.value)
+
+    def __call__(self, step: int) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class polynomial:
+    r"""Robbins-Monro decay, $a (1 + t / b)^{-\gamma}$ at step t: Welling & Teh (2011), section 2.
+
+    Args:
+        initial: a, the value at step 0; >= 0.
+        power: gamma; in (0.5, 1] the sum of step sizes diverges and that of their squares converges, so that
+            SGLD's draws, weighted by step size, are consistent. 0 gives a constant.
+        offset: b, the number of steps after which the decay sets in; > 0.
+
+    Example:
+        >>> polynomial(0.1, power=1.0, offset=10.0)(10)
+        0.05
+    """
+
+    initial: float
+    power: float = 0.55
+    offset: float = 1000.0
+
+    def __post_init__(self) -> None:
+        check_number("polynomial", "initial", self.initial)
+        check_number("polynomial", "power", self.power, below=1.0)
+        check_number("polynomial", "offset", self.offset, positive=True)
+
+    def __call__(self, step: int) -> float:
+        return float(self.initial * (1 + step / self.offset) ** -self.power)
+
+
+@dataclass(frozen=True)
+class cosine:
+    """Half a cosine from `initial` at step 0 to `final` at step `num_steps`, and `final` from then on.
+
+    Args:
+        initial: the value at step 0; >= 0.
+        final: the value at the end; >= 0.
+        num_steps: length of the descent in steps; > 0.
+
+    Example:
+        >>> round(cosine(0.2, 0.0, num_steps=100)(50), 12)
+        0.1
+    """
+
+    initial: float
+    final: float
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        check_number("cosine", "initial", self.initial)
+        check_number("cosine", "final", self.final)
+        check_number("cosine", "num_steps", self.num_steps, positive=True)
+
+    def __call__(self, step: int) -> float:
+        fraction = min(step / self.num_steps, 1.0)
+        return self.final + (self.initial - self.final) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+def as_schedule(owner: str, name: str, value: float | Schedule, *, positive: bool = False) -> Callable[[int], float]:
+    """A number becomes a constant schedule; a schedule is tried at step 0; anything else is an `ArgumentError`."""
+    if callable(value):
+        check_number(owner, f"{name}(0)", value(0), positive=positive)
+        return value
+    return constant(check_number(owner, name, value, positive=positive))

@@ -1,0 +1,98 @@
+"""Types that kernels, models and the runner share. Nothing here computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+Position: TypeAlias = dict[str, Tensor]
+"""Unconstrained value of every latent site, keyed by its Pyro name."""
+
+Noise: TypeAlias = Any
+"""Tree of standard normals of the shapes that `BoundKernel.noise_shape` asked for; `()` for none."""
+
+Schedule: TypeAlias = Callable[[int], float]
+"""Value of a setting at a step, counted from 0."""
+
+
+class Batch(NamedTuple):
+    """Rows of the data, and the factor that makes their log-likelihood estimate that of all rows.
+
+    Attributes:
+        data: model argument -> its rows, `(n, ...)`; `(num_chains, n, ...)` where each chain has rows of its own.
+        indices: which rows, `(n,)` or `(num_chains, n)`.
+        scale: N / n, set by `CompiledModel.batch` and read by everything else.
+    """
+
+    data: dict[str, Tensor]
+    indices: Tensor
+    scale: float
+
+
+class LogPosterior(Protocol):
+    """A target: an unbiased estimate, in nats, of the full log posterior density of the unconstrained position."""
+
+    def __call__(self, position: Position, batch: Any, /) -> Tensor: ...
+
+
+class Settings(NamedTuple):
+    """What a schedule may change from step to step, evaluated ahead by the runner; scalars or 0-d tensors."""
+
+    step_size: Any
+    temperature: Any
+
+
+class Info(NamedTuple):
+    """What diagnostics need of one step.
+
+    Attributes:
+        log_posterior: the (minibatch) log posterior at the position the step started from, in nats.
+        clamped: number of coordinates whose injected noise variance would have been negative and was set to 0.
+    """
+
+    log_posterior: Tensor
+    clamped: Tensor
+
+
+class State(Protocol):
+    """What a kernel's next step needs; a NamedTuple."""
+
+    @property
+    def position(self) -> Position: ...
+
+
+@dataclass(frozen=True)
+class BoundKernel:
+    """A kernel's settings joined to a target: three pure functions.
+
+    Attributes:
+        noise_shape: `(position) -> tree of torch.Size`, the standard normals that one `init` or `update` takes.
+        init: `(position, noise) -> state`.
+        update: `(state, batch, noise, settings) -> (state, info)`.
+    """
+
+    noise_shape: Callable[[Position], Any]
+    init: Callable[[Position, Noise], Any]
+    update: Callable[[Any, Any, Noise, Settings], tuple[Any, Info]]
+
+
+class Kernel(Protocol):
+    """Settings of an algorithm; immutable. `step_size` None leaves the choice to `infer`."""
+
+    @property
+    def step_size(self) -> float | Schedule | None: ...
+
+    @property
+    def temperature(self) -> float | Schedule: ...
+
+    def bind(self, target: LogPosterior, num_data: int) -> BoundKernel: ...
+
+
+Constants: TypeAlias = Mapping[str, Any]
+"""Keyword arguments that the model receives whole."""
+
+Shapes: TypeAlias = dict[str, torch.Size]
