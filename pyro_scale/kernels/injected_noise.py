@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,12 +13,14 @@ from pyro_scale.schedules import check_number
 from pyro_scale.types import Position
 
 
-def check_variance(owner: str, value: float | Position) -> None:
+def check_variance(owner: str, value: float | dict[str, Any]) -> None:
     """Refuses a gradient variance that is negative, NaN or of another type."""
     if not isinstance(value, dict):
         check_number(owner, "gradient_variance", value)
         return
     for name, leaf in value.items():
+        if not isinstance(leaf, Tensor):
+            raise ArgumentError(f"{owner}: gradient_variance['{name}'] is {leaf!r}; it must be a tensor.")
         if not (torch.isfinite(leaf).all() and (leaf >= 0).all()):
             raise ArgumentError(f"{owner}: gradient_variance['{name}'] holds a negative or non-finite value.")
 

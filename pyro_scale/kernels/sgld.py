@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch.func import grad_and_value
 
 from pyro_scale import tree
 from pyro_scale.kernels.injected_noise import check_variance, injected_noise
-from pyro_scale.schedules import as_schedule
+from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Noise, Position, Schedule, Settings
 
 
@@ -35,9 +34,10 @@ class SGLD:
             injected noise; a number for all coordinates, or a tensor a site; >= 0.
 
     Raises:
-        ArgumentError: a setting is negative, NaN or not a number.
+        ArgumentError: a setting or num_data is negative, NaN or not a number.
 
     Example:
+        >>> import torch
         >>> bound = SGLD(step_size=0.1, temperature=0.0).bind(lambda position, batch: -position["x"] ** 2, num_data=1)
         >>> state = bound.init({"x": torch.tensor(1.0)}, ())
         >>> state, info = bound.update(state, None, {"x": torch.tensor(0.0)}, Settings(0.1, 0.0))
@@ -60,6 +60,7 @@ class SGLD:
 
     def bind(self, target: LogPosterior, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
+        check_number("SGLD", "num_data", num_data, positive=True)
         step = partial(update, target, num_data, gradient_variance=self.gradient_variance)
         return BoundKernel(noise_shape=tree.shapes, init=init, update=step)
 
@@ -90,7 +91,5 @@ def update(
     step_size = settings.step_size
     variance = 2 * step_size * settings.temperature / num_data
     injected, clamped = injected_noise(variance, step_size, gradient_variance, noise)
-    position = tree.map(
-        lambda x, g, z: x + step_size / num_data * g + z, state.position, gradient, injected
-    )
+    position = tree.map(lambda x, g, z: x + step_size / num_data * g + z, state.position, gradient, injected)
     return SGLDState(position), Info(log_posterior, clamped)

@@ -1,0 +1,256 @@
+"""From a Pyro model and its data to a minibatched log posterior. The factor N/n is computed here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from pyro_scale import tree
+from pyro_scale.data import Data, Model, names_of, read
+from pyro_scale.errors import ArgumentError, MinibatchError, ModelError, StartError
+from pyro_scale.handlers import FromPosition, FromValues, PyroSite, Run, log_prob, run
+from pyro_scale.outputs import parameters, rebuilt
+from pyro_scale.sites import Site, Structure, describe
+from pyro_scale.types import Batch, Position
+
+START_ATTEMPTS = 100
+FEW_ROWS = 5
+
+
+def compile_model(
+    model: Model,
+    data: Any,
+    *,
+    constants: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> CompiledModel:
+    """Compiles a Pyro model, written for all of the data, to a log posterior that minibatches estimate without bias.
+
+    Args:
+        model: an ordinary Pyro model, its rows in a plate: `plate("data", len(x))` on what it is passed, or
+            `plate("data", N, subsample=indices)`. The prior is not rescaled.
+        data: tensor, array, tuple of them in the order of the model's arguments, or dict by argument, with a common
+            leading dimension N.
+        constants: keyword arguments that the model receives whole.
+        batch_size: rows of a minibatch, 1 to N; None for models that are only evaluated on all rows.
+        seed: of the positions at which the model is examined; the log posterior does not depend on it.
+        device: where to compute; None for that of the data.
+        dtype: floating type of data and positions; None for that of the data.
+
+    Raises:
+        DataError: data that are empty, ragged, not finite or outside a site's support.
+        ArgumentError: an unknown or missing argument, a batch_size, device or dtype out of range.
+        ModelError: no latent or observed site, a discrete latent site, a model that changes from run to run.
+        MinibatchError: the log density does not split over rows as `batch_size` asks.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+        >>> compiled = compile_model(model, {"y": torch.zeros(100)}, batch_size=10)
+        >>> batch = compiled.batch(torch.arange(10))
+        >>> batch.scale
+        10.0
+        >>> round(float(compiled.log_posterior({"mu": torch.tensor(0.0)}, batch)), 2)
+        -92.81
+    """
+    table = read(model, data, constants, dtype=dtype, device=device)
+    check_batch_size(batch_size, table.num_data)
+    size = None if batch_size == table.num_data else batch_size
+    generator = torch.Generator().manual_seed(0 if seed is None else seed)
+    return CompiledModel(model, table, describe(model, table, size, generator), size)
+
+
+def check_batch_size(batch_size: object, num_data: int) -> None:
+    """Raises `ArgumentError` unless `batch_size` is None or a whole number of rows from 1 to N."""
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if batch_size is None or (whole and 1 <= batch_size <= num_data):  # type: ignore[operator]
+        return
+    raise ArgumentError(
+        f"batch_size is {batch_size!r}; it must be a whole number from 1 to the {num_data} rows of data, or None for "
+        "all of them."
+    )
+
+
+class CompiledModel:
+    """A Pyro model as functions of unconstrained positions and batches; made by `compile_model`.
+
+    All functions of a position work under `torch.func.vmap`, `grad` and both, with the batch closed over.
+
+    Attributes:
+        num_data: N, the number of rows.
+        sites: name -> description of the sample statement, in order of execution.
+        batch_size: rows of a minibatch; None for full batch.
+        data: the rows and constants the model is called with.
+        structure: the sites, the dimension name of the rows, and why the model cannot be minibatched if it cannot.
+    """
+
+    def __init__(self, model: Model, data: Data, structure: Structure, batch_size: int | None) -> None:
+        self.model = model
+        self.data = data
+        self.structure = structure
+        self.batch_size = batch_size
+        self.num_data = data.num_data
+        self.sites: dict[str, Site] = structure.sites
+        self._whole_only = structure.minibatch_error is not None
+        locals_exist = any(site.local for site in self.sites.values())
+        needs_all = self._whole_only or (batch_size is None and locals_exist)
+        few = torch.arange(min(FEW_ROWS, self.num_data), device=data.device)
+        self._rows = data.rows if needs_all else data.take(few)
+
+    def __call__(self, position: Position, batch: Batch) -> Tensor:
+        """`log_posterior`: the model is a target for kernels."""
+        return self.log_posterior(position, batch)
+
+    @property
+    def latent(self) -> dict[str, torch.Size]:
+        """Unconstrained shape of every latent site."""
+        return {site.name: site.unconstrained_shape for site in self.structure.of_kind("latent")}
+
+    def batch(self, indices: Tensor | None = None) -> Batch:
+        """Rows by index, of shape `(n,)` or `(num_chains, n)`, with their scale N/n; None for all rows.
+
+        Raises:
+            MinibatchError: the model can only be evaluated on all rows, and these are others.
+        """
+        if indices is None:
+            return Batch(self.data.rows, torch.arange(self.num_data, device=self.data.device), 1.0)
+        indices = torch.as_tensor(indices, device=self.data.device)
+        if self._whole_only and not torch.equal(indices, torch.arange(self.num_data, device=indices.device)):
+            raise MinibatchError(self.structure.minibatch_error)
+        return Batch(self.data.take(indices), indices, self.num_data / indices.shape[-1])
+
+    def log_posterior(self, position: Position, batch: Batch) -> Tensor:
+        """Unbiased estimate, in nats, of log prior + log|det Jacobian| + log-likelihood of all rows; 0-d."""
+        prior, likelihood = self._terms(self._run(position, batch.data))
+        return prior + batch.scale * sum((term.sum() for term in likelihood.values()), torch.zeros_like(prior))
+
+    def log_prior(self, position: Position) -> Tensor:
+        """Log prior + log|det Jacobian|, and every other term that no row enters; 0-d, in nats."""
+        return self._terms(self._run(position, self._rows))[0]
+
+    def log_likelihood(self, position: Position, batch: Batch) -> dict[str, Tensor]:
+        """Observed site -> log-likelihood of each row of the batch, `(n,)`, unscaled; factors over rows included.
+
+        A joint event over the data, which full batch admits, has one term, `(1,)`.
+        """
+        return self._terms(self._run(position, batch.data))[1]
+
+    def outputs(self, position: Position, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Observed site -> the parameters of its distribution (a network's outputs), as the model gives them."""
+        found = self._run(position, batch.data).sites
+        return {site.name: parameters(found[site.name]) for site in self._over_rows()}
+
+    def output_log_prob(self, outputs: Mapping[str, Mapping[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
+        """Observed site -> log-likelihood of each row, `(n,)`, as a function of the distribution's parameters."""
+        found = self._run(self.structure.position, batch.data).sites
+        return {
+            site.name: _by_row(rebuilt(found[site.name], outputs[site.name]), site)
+            for site in self._over_rows()
+            if site.name in outputs
+        }
+
+    def constrain(self, position: Position) -> dict[str, Tensor]:
+        """Values of the latent sites in the model's own space, and of the deterministic sites that do not follow rows.
+
+        Full batch includes those that follow the rows.
+        """
+        found = self._run(position, self._rows).sites
+        return {name: found[name]["value"] for name in self.kept}
+
+    @property
+    def kept(self) -> list[str]:
+        """Sites that `constrain` returns."""
+        every = self.structure.of_kind("latent", "deterministic")
+        return [site.name for site in every if not site.local or self.batch_size is None]
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Position:
+        """The position at which the latent sites have these values; NaN where a value is outside its support.
+
+        Raises:
+            ArgumentError: a latent site has no value.
+        """
+        if missing := [name for name in self.latent if name not in values]:
+            raise ArgumentError(f"values lack the latent site '{missing[0]}'; got {names_of(list(values))}.")
+        source = FromValues(values)
+        run(self.model, self.data, self._rows, source)
+        return {name: source.position[name] for name in self.latent}
+
+    def initial_position(self, seed: int) -> Position:
+        """Uniform within 2 of 0 in every unconstrained coordinate, tried until log density and gradient are finite.
+
+        Raises:
+            StartError: none of 100 attempts was finite; names the site.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        indices = torch.randperm(self.num_data, generator=generator)
+        batch = self.batch(None if self.batch_size is None else indices[: self.batch_size])
+        for _ in range(START_ATTEMPTS):
+            position: Position = {}
+            with torch.no_grad():
+                run(self.model, self.data, self._rows, FromPosition(position, generator))
+            gradient = grad(self.log_posterior)(position, batch)
+            if torch.isfinite(tree.ravel(gradient)).all() and torch.isfinite(self.log_posterior(position, batch)):
+                return position
+        raise StartError(
+            f"No start with a finite log density and gradient in {START_ATTEMPTS} attempts within 2 of 0 in "
+            f"unconstrained space: {self.blame(position, batch)}. Check that the prior allows the data, or rescale."
+        )
+
+    def blame(self, position: Position, batch: Batch) -> str:
+        """Which site's log density or gradient is not finite at a position, in words."""
+        with torch.no_grad():
+            found = self._run(position, batch.data)
+        for name, site in found.sites.items():
+            total = log_prob(site).sum()
+            if not torch.isfinite(total):
+                return f"site '{name}' has log density {float(total):g}"
+        gradient = grad(self.log_posterior)(position, batch)
+        bad = [name for name, leaf in gradient.items() if not torch.isfinite(leaf).all()]
+        return f"the gradient is not finite at {names_of(bad)}" if bad else "the Jacobian of a transform is not finite"
+
+    def _run(self, position: Position, rows: Mapping[str, Tensor]) -> Run:
+        return run(self.model, self.data, rows, FromPosition(position))
+
+    def _over_rows(self) -> list[Site]:
+        return [site for site in self.structure.of_kind("observed") if site.rows is not None]
+
+    def _terms(self, found: Run) -> tuple[Tensor, dict[str, Tensor]]:
+        """What enters once, and what enters times N/n: a value a row."""
+        prior, likelihood = found.log_jacobian, {}
+        for name, record in found.sites.items():
+            site = self._known(name)
+            if site.kind == "deterministic":
+                continue
+            if site.rows is not None:
+                likelihood[name] = _by_row(record, site)
+            elif site.kind == "observed" and self._whole_only:
+                likelihood[name] = log_prob(record).sum().reshape(1)
+            else:
+                prior = prior + log_prob(record).sum()
+        return prior, likelihood
+
+    def _known(self, name: str) -> Site:
+        if name not in self.sites:
+            raise ModelError(
+                f"The model draws different sites on different runs: '{name}' was not there when it was compiled. "
+                "Every run must visit the same sites; use a mask or a mixture in place of a branch."
+            )
+        return self.sites[name]
+
+
+def _by_row(record: PyroSite, site: Site) -> Tensor:
+    """Log density summed over all axes but that of the rows."""
+    assert site.rows is not None
+    density = log_prob(record, unwrap=site.rows.unwrap)
+    density = density.movedim(site.rows.axis, 0)
+    return density.reshape(density.shape[0], -1).sum(1)

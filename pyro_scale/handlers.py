@@ -1,0 +1,255 @@
+"""Running the Pyro model: given values for its latent sites, a trace of its sites and their log densities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_scale.data import Data, Model
+from pyro_scale.errors import DiscreteSiteError, MinibatchError, ModelError
+from pyro_scale.types import Position
+
+PyroSite = dict[str, Any]
+START_RADIUS = 2.0
+"""Chains start uniformly within this distance of 0 in every unconstrained coordinate, as in Stan and Pyro."""
+
+
+class Run(NamedTuple):
+    """One execution of the model.
+
+    Attributes:
+        sites: name -> Pyro's record of it, in order of execution; plates' own index sites left out.
+        log_jacobian: sum of log|det d constrained / d unconstrained| over the latent sites.
+    """
+
+    sites: dict[str, PyroSite]
+    log_jacobian: Tensor
+
+
+def run(
+    model: Model,
+    data: Data,
+    rows: Mapping[str, Tensor],
+    source: LatentSource,
+    *,
+    sample_observed: bool = False,
+    validate: bool = False,
+) -> Run:
+    """Runs the model on `rows` with latent values from `source`.
+
+    `sample_observed` draws the observed sites anew, from the global generator: call it within `seeded`.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(defaults(data.dtype, data.device))
+        stack.enter_context(pyro.validation_enabled(validate))
+        stack.enter_context(poutine.block())
+        tracer = stack.enter_context(poutine.trace())
+        if sample_observed:
+            stack.enter_context(poutine.uncondition())
+        stack.enter_context(source)
+        stack.enter_context(_Prepare(validate))
+        model(**rows, **data.constants)
+    nodes = tracer.trace.nodes
+    if parameters := [name for name, node in nodes.items() if node["type"] == "param"]:
+        raise ModelError(
+            f"'{parameters[0]}' is a pyro.param, which has no posterior. Give it a prior with pyro.sample, or pass "
+            "its value in constants."
+        )
+    sites = {name: node for name, node in nodes.items() if node["type"] == "sample" and not is_plate_index(node)}
+    return Run(sites, source.log_jacobian)
+
+
+class LatentSource(Messenger):
+    """Where latent sites get their values. Discrete latents are refused here, before anything else touches them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_jacobian = torch.zeros(())
+
+    def __enter__(self) -> Any:
+        self.log_jacobian = torch.zeros(())
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: PyroSite) -> None:
+        if is_plate_index(msg):
+            _refuse_own_subsample(msg)
+        elif not msg["is_observed"] and msg["value"] is None:
+            self.set_value(msg)
+
+    def set_value(self, msg: PyroSite) -> None:
+        raise NotImplementedError
+
+
+class FromPosition(LatentSource):
+    """Unconstrained values by site; their log Jacobian is summed.
+
+    With a generator, sites that `position` lacks, or has in another shape, start within `START_RADIUS` of 0, and
+    their values are added to `position`.
+    """
+
+    def __init__(self, position: Position, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.position = position
+        self.generator = generator
+
+    def set_value(self, msg: PyroSite) -> None:
+        transform = bijection(msg)
+        if self.generator is not None:
+            self._fill(msg, torch.Size(transform.inverse_shape(msg["fn"].shape())))
+        unconstrained = self.position[msg["name"]]
+        value = transform(unconstrained)
+        self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(unconstrained, value).sum()
+        msg["value"] = value
+
+    def _fill(self, msg: PyroSite, shape: torch.Size) -> None:
+        known = self.position.get(msg["name"])
+        if known is None or known.shape != shape:
+            uniform = torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+            self.position[msg["name"]] = ((2 * uniform - 1) * START_RADIUS).to(torch.zeros(()))
+
+
+class FromValues(LatentSource):
+    """Constrained values by site; `position` receives what they are unconstrained. Others are drawn by the model."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.position: Position = {}
+
+    def set_value(self, msg: PyroSite) -> None:
+        if msg["name"] in self.values:
+            value = self.values[msg["name"]]
+            self.position[msg["name"]] = bijection(msg).inv(value)
+            msg["value"] = value
+
+
+class _Prepare(Messenger):
+    """Casts integer observations at their site, and silences validation of distributions made before the run."""
+
+    def __init__(self, validate: bool) -> None:
+        super().__init__()
+        self.validate = validate
+        self.silenced: list[dict[str, Any]] = []
+
+    def _pyro_sample(self, msg: PyroSite) -> None:
+        value = msg["value"]
+        if is_data(msg) and isinstance(value, Tensor) and not value.is_floating_point():
+            msg["value"] = value.to(torch.get_default_dtype())
+        fn = None if self.validate else msg["fn"]
+        while fn is not None:
+            if fn.__dict__.get("_validate_args"):
+                self.silenced.append(fn.__dict__)
+                fn.__dict__["_validate_args"] = False
+            fn = getattr(fn, "base_dist", None)
+
+    def __exit__(self, *exception: Any) -> Any:
+        for attributes in self.silenced:
+            attributes["_validate_args"] = True
+        self.silenced.clear()
+        return super().__exit__(*exception)
+
+
+def bijection(site: PyroSite) -> Any:
+    """The map from R^d to the site's support, or the reason why there is none."""
+    name, fn = site["name"], site["fn"]
+    family = type(getattr(fn, "base_dist", fn)).__name__
+    if fn.has_enumerate_support or fn.support.is_discrete:
+        raise DiscreteSiteError(
+            f"Site '{name}' is {family} and has no gradient. Sum it out in the model (as a mixture does), or observe it."
+        )
+    try:
+        return biject_to(fn.support)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"Site '{name}' is {family} with support {fn.support}, which has no bijection to real numbers. "
+            "Use a distribution with a support that torch.distributions.biject_to knows."
+        ) from error
+
+
+def _refuse_own_subsample(site: PyroSite) -> None:
+    size, drawn = site["fn"].size, site["fn"].subsample_size
+    if site["value"] is None and drawn is not None and drawn < size:
+        raise MinibatchError(
+            f"Plate '{site['name']}' draws {drawn} of {size} rows itself, by subsample_size. Leave subsample_size out "
+            "and pass batch_size instead, or give the plate the rows' indices: plate(..., subsample=indices)."
+        )
+
+
+def is_plate_index(site: PyroSite) -> bool:
+    """The site that a plate makes for its own indices."""
+    return isinstance(site["fn"], _Subsample)
+
+
+def is_deterministic(site: PyroSite) -> bool:
+    """A `pyro.deterministic` site."""
+    return bool(site["infer"] and site["infer"].get("_deterministic"))
+
+
+def is_factor(site: PyroSite) -> bool:
+    """A `pyro.factor` site."""
+    return isinstance(site["fn"], dist.Unit) or isinstance(getattr(site["fn"], "base_dist", None), dist.Unit)
+
+
+def is_data(site: PyroSite) -> bool:
+    """A site observed with data, which neither deterministic sites nor factors are."""
+    return bool(site["is_observed"]) and not is_deterministic(site) and not is_factor(site)
+
+
+def plate_factor(site: PyroSite) -> float:
+    """What the site's plates have put into its scale: the product of full size / size."""
+    factor = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size is not None and frame.size not in (0, frame.full_size):
+            factor *= frame.full_size / frame.size
+    return factor
+
+
+def log_prob(site: PyroSite, *, unwrap: bool = False) -> Tensor:
+    """Log density with the user's own scale and mask, without the plates' scale; `unwrap` keeps event axes apart."""
+    fn, value = site["fn"], site["value"]
+    events = fn.reinterpreted_batch_ndims if unwrap else 0
+    density = (fn.base_dist if unwrap else fn).log_prob(value)
+    factor = plate_factor(site)
+    scale = site["scale"] if factor == 1.0 else site["scale"] / factor
+    mask, scale = (_append_axes(weight, events) for weight in (site["mask"], scale))
+    return scale_and_mask(density, scale, mask)
+
+
+def _append_axes(weight: Any, events: int) -> Any:
+    if not isinstance(weight, Tensor) or weight.ndim == 0:
+        return weight
+    return weight.reshape(weight.shape + (1,) * events)
+
+
+@contextmanager
+def defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Torch's default dtype and device for the duration, restored afterwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        if torch.get_default_device().type == device.type:
+            yield
+        else:
+            with device:
+                yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The global generator, which Pyro draws from, seeded for the duration and restored afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,189 @@
+"""The ArviZ adapter: arrays -> `InferenceData` (ArviZ 0.x) or `xarray.DataTree` (1.x), and either to a file and back.
+
+Both hold groups of `xarray.Dataset`s and are written as a DataTree: a file does not depend on the ArviZ that wrote it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import importlib
+import importlib.metadata
+import itertools
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_scale.errors import FileFormatError
+
+Arrays = Mapping[str, NDArray[Any]]
+Dims = Mapping[str, Sequence[str | None]]
+Coords = Mapping[str, ArrayLike]
+Attrs = Mapping[str, Any]
+
+LIBRARY = "pyro_scale"
+SAMPLE_DIMS = ("chain", "draw")
+DATA_GROUPS = ("observed_data", "constant_data", "predictions_constant_data")
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+def build(groups: Mapping[str, Arrays], *, dims: Dims = _NONE, coords: Coords = _NONE, attrs: Attrs = _NONE) -> Any:
+    """Arrays by group and variable -> the object of the installed ArviZ.
+
+    Args:
+        groups: group -> variable -> array, with leading axes (chain, draw) except in `DATA_GROUPS`. "/" in a name
+            becomes ":", since it separates groups in files; a name that is taken gets "_". Boolean draws become int8.
+        dims: variable -> names of its axes after (chain, draw). None or missing: `{variable}_dim_{axis}`. A name that
+            cannot be used (twice in a variable, of another size elsewhere, or a variable's) becomes `{name}_dim`.
+        coords: dimension -> labels (default 0, 1, ...); not used where the axis has another length.
+        attrs: written on the root and every group. None is left out, bool becomes int, and what a netCDF attribute
+            cannot hold and give back (dict, list of one, integer beyond 64 bits, ...) becomes JSON.
+    """
+    return _wrap(_datasets(groups, dims, coords, attrs), _base_attrs(attrs, SAMPLE_DIMS))
+
+
+def extend(
+    idata: Any, groups: Mapping[str, Arrays], *, dims: Dims = _NONE, coords: Coords = _NONE, attrs: Attrs = _NONE
+) -> Any:
+    """Add groups to `idata` in place, replacing those of the same name, and return it; arguments as for `build`."""
+    for group, data in _datasets(groups, dims, coords, attrs).items():
+        if isinstance(idata, xr.DataTree):
+            idata[group] = xr.DataTree(data)
+            continue
+        if group in idata.groups():
+            delattr(idata, group)
+        idata.add_groups({group: data})
+    return idata
+
+
+def group_names(idata: Any) -> list[str]:
+    """Names of the groups, without slashes."""
+    return list(idata.children) if isinstance(idata, xr.DataTree) else list(idata.groups())
+
+
+def dataset(idata: Any, group: str) -> xr.Dataset:
+    """One group, loaded: a copy of its own that shares the arrays. KeyError if there is no such group."""
+    if group not in group_names(idata):
+        raise KeyError(f"no group {group!r}, there are {group_names(idata)}")
+    found = idata[group]
+    data: xr.Dataset = found.to_dataset() if isinstance(found, xr.DataTree) else found.copy()
+    return data.load()
+
+
+def write(idata: Any, path: str | os.PathLike[str]) -> None:
+    """Write netCDF if `path` ends in .nc, a zarr directory (format 3) if in .zarr; anything else is a FileFormatError.
+
+    The file gets its name when complete, and a failure leaves what was there. A directory cannot be replaced in one
+    step: the old one is moved aside, and back if need be; one that is not zarr is not ours to delete (FileExistsError).
+    """
+    engine = _engine(Path(path))
+    target = Path(os.path.realpath(path))  # replace what a symbolic link points to, not the link
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"no folder to write {target.name!r} into", str(target.parent))
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=_storable(idata.attrs)), **_bare_datasets(idata)})
+    with tempfile.TemporaryDirectory(prefix=f".{LIBRARY}-", dir=target.parent) as work:
+        new = Path(work, "new")
+        if engine == "h5netcdf":
+            tree.to_netcdf(new, engine=engine)
+            os.replace(new, target)
+        else:
+            _write_zarr(tree, new)
+            _replace_directory(new, target, Path(work, "old"))
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """Read what `write` wrote under either ArviZ, whole; other files are a FileFormatError, none a FileNotFoundError."""
+    path = Path(path)
+    engine = _engine(path)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, f"no {LIBRARY} file", str(path))
+    # Zarr's format 2 may name pickle as a filter and so run code; format 3, which `write` makes, has no such filter.
+    options: dict[str, Any] = {"zarr_format": 3, "consolidated": False} if engine == "zarr" else {}
+    try:
+        with xr.open_datatree(path, engine=engine, **options) as tree:
+            _check_origin(tree, path)
+            return _wrap(_bare_datasets(tree), _storable(tree.attrs))
+    except (FileFormatError, MemoryError, PermissionError):
+        raise
+    except Exception as error:  # h5py, zarr and xarray share no exception for "not this format"
+        raise _foreign(path, f"a file that {engine} cannot read ({type(error).__name__}: {error})") from error
+
+
+def _datasets(groups: Mapping[str, Arrays], dims: Dims, coords: Coords, attrs: Attrs) -> dict[str, xr.Dataset]:
+    labels = {_no_slash(dim): np.asarray(values) for dim, values in coords.items()}
+    return {group: _dataset(group, arrays, dims, labels, attrs) for group, arrays in groups.items() if arrays}
+
+
+def _dataset(group: str, arrays: Arrays, dims: Dims, labels: Arrays, attrs: Attrs) -> xr.Dataset:
+    sample_dims = () if group in DATA_GROUPS else SAMPLE_DIMS
+    names = _variable_names(arrays)
+    index: dict[str, NDArray[Any]] = {}  # dimension -> labels, of the dimensions met so far
+    variables = {}
+    for site, array in arrays.items():
+        values = _values(group, site, array)
+        axes: list[str] = []
+        wanted = [*sample_dims, *dims.get(site, ()), *[None] * values.ndim]
+        for axis, size in enumerate(values.shape):
+            default = f"{names[site]}_dim_{axis - len(sample_dims)}"
+            axes.append(_add_dimension(wanted[axis], default, size, {*axes, *names.values()}, labels, index))
+        variables[names[site]] = (axes, values)
+    return xr.Dataset(variables, coords=index, attrs=_base_attrs(attrs, sample_dims))
+
+
+def _no_slash(name: str) -> str:
+    return name.replace("/", ":")
+
+
+def _variable_names(sites: Collection[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for site in sorted(sites, key=lambda site: "/" in site):  # a plain name goes first, and so keeps itself
+        name = _no_slash(site)
+        while name in {*SAMPLE_DIMS, *names.values()}:
+            name += "_"
+        names[site] = name
+    return names
+
+
+def _values(group: str, site: str, array: NDArray[Any]) -> NDArray[Any]:
+    values = np.asarray(array)
+    if group not in DATA_GROUPS and values.ndim < len(SAMPLE_DIMS):
+        raise ValueError(f"{group}[{site!r}] has shape {values.shape}, wanted leading axes (chain, draw)")
+    # ArviZ subtracts draws, which NumPy refuses for bool (`summary` in 1.x, `plot_trace` in 0.23). Flags stay.
+    are_draws = group not in DATA_GROUPS and not group.endswith("sample_stats")
+    return values.astype(np.int8) if are_draws and values.dtype == bool else values
+
+
+def _add_dimension(
+    wanted: str | None, default: str, size: int, taken: Collection[str], labels: Arrays, index: dict[str, NDArray[Any]]
+) -> str:
+    """Name an axis and label it in `index`: the first of wanted, wanted_dim, default, default_dim, ... that can be."""
+    asked = [] if wanted is None else [_no_slash(wanted), f"{_no_slash(wanted)}_dim"]
+    for name in itertools.chain(asked, (default + "_dim" * k for k in itertools.count())):
+        known = index.get(name, labels.get(name))
+        if name not in taken and (known is None or known.shape == (size,)):
+            break
+    inherited = labels.get(asked[0]) if asked else None
+    fitting = (values for values in (known, inherited) if values is not None and values.shape == (size,))
+    index[name] = next(fitting, np.arange(size))
+    return name
+
+
+def _base_attrs(given: Attrs, sample_dims: Sequence[str]) -> dict[str, Any]:
+    try:
+        version: str | None = importlib.metadata.version(LIBRARY)
+    except importlib.metadata.PackageNotFoundError:  # a source folder that was not installed
+        version = None
+    made = {"created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(), "creation_library": LIBRARY}
+    made |= {"creation_library_language": "Python", "inference_library": LIBRARY}
+    versions = {"creation_library_version": version, "inference_library_version": version}
+    # `made` last where `read` depends on it
+    return _storable({**made, **versions, "sample_dims": sample_dims, **given, "creation_library": LIBRARY})
