@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types wheel-test clean
+
+demo: .venv/.installed
+	$(BIN)/python examples/quickstart.py
+
+# the script, not `python -m pytest`, which would put the working directory in front of the installed package
+test: .venv/.installed
+	$(BIN)/pytest
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed-dev
+	$(BIN)/mypy
+
+wheel-test: .venv/.installed-dev
+	.ci/wheel-test
+
+clean:
+	rm -rf .venv out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find pyro_scale models diagnostics tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# Stamps: installed anew when what is declared changes, and not otherwise. The environment is order-only because
+# installing touches it.
+.venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	touch $@
