@@ -1,0 +1,132 @@
+"""One row a kernel. A row buys every shared property test: no test names a kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyro_scale import tree
+from pyro_scale.kernels import SGHMC, SGLD
+from pyro_scale.types import BoundKernel, Position, Settings
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure that a docstring quotes: sd of a field at stationarity, in per cent above its law as step_size -> 0."""
+
+    kernel: Any
+    field: str
+    percent: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """What the shared tests need to know of a kernel.
+
+    Attributes:
+        kernel: settings with a step size; nothing at 1 where a factor lost or squared would not show.
+        state: fields of the State, `position` first.
+        momentum: fields whose law is N(0, temperature / num_data).
+        sgd: settings of the `torch.optim.SGD` that the kernel is at temperature 0.
+        positive, non_negative: names of the settings, by the range they take; all of them together.
+        bias_order: power of step_size by which the covariance of positions misses the target's.
+        claims: the figures in its docstrings.
+    """
+
+    kernel: Any
+    state: tuple[str, ...]
+    momentum: tuple[str, ...]
+    sgd: Callable[[Any], dict[str, float]]
+    positive: tuple[str, ...]
+    non_negative: tuple[str, ...]
+    bias_order: int
+    claims: tuple[Claim, ...]
+
+    @property
+    def name(self) -> str:
+        return type(self.kernel).__name__
+
+
+CASES = [
+    KernelCase(
+        kernel=SGLD(step_size=0.03),
+        state=("position",),
+        momentum=(),
+        sgd=lambda kernel: {"lr": kernel.step_size, "momentum": 0.0},
+        positive=("step_size",),
+        non_negative=("temperature", "gradient_variance"),
+        bias_order=1,
+        claims=tuple(
+            Claim(SGLD(step_size=h), "position", 100 * (math.sqrt(1 / (1 - h / 2)) - 1), tolerance=1e-8)
+            for h in (0.1, 1.0, 1.9)
+        ),
+    ),
+    KernelCase(
+        kernel=SGHMC(step_size=0.1, friction=1.7),
+        state=("position", "momentum"),
+        momentum=("momentum",),
+        sgd=lambda kernel: {"lr": kernel.step_size**2, "momentum": 1 - kernel.step_size * kernel.friction},
+        positive=("step_size", "friction"),
+        non_negative=("temperature", "gradient_variance"),
+        bias_order=2,
+        claims=(
+            Claim(SGHMC(step_size=0.1), "position", 0.13, tolerance=0.005),
+            Claim(SGHMC(step_size=0.2), "position", 0.56, tolerance=0.005),
+            Claim(SGHMC(step_size=0.1), "momentum", 2.7, tolerance=0.05),
+            Claim(SGHMC(step_size=0.2), "momentum", 6.0, tolerance=0.05),
+        ),
+    ),
+]
+
+NUM_DATA = 50
+
+SITES = {
+    "scalar": {"z": ()},
+    "matrix": {"w": (2, 3)},
+    "several": {"scale": (), "bias": (2,), "weight": (2, 3)},
+}
+
+
+def name_of(case: KernelCase) -> str:
+    return case.name
+
+
+def log_density(position: Position, batch: torch.Tensor) -> torch.Tensor:
+    """Not quadratic, every coordinate coupled to every other, and smooth; `batch` shifts it, as a minibatch does."""
+    total = sum(
+        (leaf * torch.arange(1, leaf.numel() + 1).to(leaf).view(leaf.shape)).sum() for leaf in position.values()
+    )
+    own = sum((leaf**2 / 2 + torch.log(torch.cosh(2 * leaf - 0.3))).sum() for leaf in position.values())
+    return -NUM_DATA * (own + torch.log(torch.cosh(total - batch)))
+
+
+def draw(generator: torch.Generator, shapes: dict[str, Any], dtype: torch.dtype = torch.float64) -> Position:
+    """Standard normals, a leaf for each shape."""
+    return {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+
+
+def variance_tree(shapes: dict[str, Any], value: float) -> Position:
+    """A gradient variance with the same value at every coordinate."""
+    return {name: torch.full(shape, value, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def settings_of(kernel: Any) -> Settings:
+    """What the runner hands over for a kernel whose settings are numbers."""
+    return Settings(kernel.step_size, kernel.temperature)
+
+
+def start(bound: BoundKernel, shapes: dict[str, Any], seed: int, dtype: torch.dtype = torch.float64) -> Any:
+    """A state from a random position and random noise."""
+    generator = torch.Generator().manual_seed(seed)
+    position = draw(generator, shapes, dtype)
+    return bound.init(position, draw(generator, bound.noise_shape(position), dtype))
+
+
+def flat(case: KernelCase, state: Any) -> torch.Tensor:
+    """The fields of a state in one vector."""
+    return torch.cat([tree.ravel(getattr(state, field)) for field in case.state])
