@@ -1,6 +1,35 @@
 """Bayesian inference for ordinary Pyro models, from minibatches, at any size."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pyro_scale import errors, kernels, schedules
 from pyro_scale.compile import CompiledModel, compile_model
+from pyro_scale.inference import infer
+from pyro_scale.posterior import Posterior, load
+from pyro_scale.predict import Prediction
 
-__all__ = ["CompiledModel", "compile_model", "errors", "kernels", "schedules"]
+if TYPE_CHECKING:
+    from pyro_scale import diagnostics, models
+
+__all__ = [
+    "CompiledModel",
+    "Posterior",
+    "Prediction",
+    "compile_model",
+    "diagnostics",
+    "errors",
+    "infer",
+    "kernels",
+    "load",
+    "models",
+    "schedules",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`ps.diagnostics` and `ps.models` are imported when first used."""
+    if name in ("diagnostics", "models"):
+        return import_module(f"pyro_scale.{name}")
+    raise AttributeError(f"module 'pyro_scale' has no attribute '{name}'")

@@ -41,6 +41,10 @@ class NonFiniteError(PyroScaleError, ArithmeticError):
         self.posterior = posterior
 
 
+class StoppedError(PyroScaleError, RuntimeError):
+    """A callback stopped a run before its first draw, so that there is no posterior to return."""
+
+
 class FileFormatError(PyroScaleError, ValueError):
     """A file to load was not written by `Posterior.save`, or its suffix names no format we write."""
 

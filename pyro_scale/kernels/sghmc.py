@@ -21,7 +21,7 @@ from torch.func import grad_and_value
 
 from pyro_scale import tree
 from pyro_scale.errors import ArgumentError
-from pyro_scale.kernels.injected_noise import check_variance, injected_noise
+from pyro_scale.kernels.noise import check_variance, injected_noise
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Position, Schedule, Settings
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch.func import grad_and_value
 
 from pyro_scale import tree
-from pyro_scale.kernels.injected_noise import check_variance, injected_noise
+from pyro_scale.kernels.noise import check_variance, injected_noise
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Noise, Position, Schedule, Settings
 

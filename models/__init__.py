@@ -1,0 +1,1 @@
+"""Pyro models with the real data they are for."""

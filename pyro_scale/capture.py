@@ -1,0 +1,185 @@
+"""Recording a function as a graph of tensor operations, so that Pyro's handlers run once and not at every step.
+
+`make_fx` runs a function once and records what reaches the dispatcher: under `vmap` and `grad` that is the batched
+operations of the value and of its gradient. Python is gone from the graph; so a function whose course depends on
+values cannot be recorded, and one that reads state outside its arguments must not be. Both are found out here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+logger = logging.getLogger("pyro_scale")
+
+Function = Callable[..., Any]
+
+
+class CaptureError(Exception):
+    """A function cannot be recorded; the message says why."""
+
+
+def record(function: Function, *example: Any) -> Function:
+    """Records `function` at example arguments; the result takes arguments of the same structure, shapes and types.
+
+    Args:
+        function: takes and returns trees of tensors; numbers in the arguments are taken as they are.
+        example: the arguments of a first call.
+
+    Raises:
+        CaptureError: it depends on values of its arguments, or fails otherwise while it is recorded.
+
+    Example:
+        >>> captured = record(lambda x: {"y": x.sin() + 1}, torch.zeros(3))
+        >>> captured(torch.zeros(3))
+        {'y': tensor([1., 1., 1.])}
+    """
+    leaves, spec = pytree.tree_flatten(example)
+    where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    out_spec: list[Any] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        filled = list(leaves)
+        for i, tensor in zip(where, tensors, strict=True):
+            filled[i] = tensor
+        result, structure = pytree.tree_flatten(function(*pytree.tree_unflatten(filled, spec)))
+        out_spec[:] = [structure]
+        return [torch.as_tensor(leaf) for leaf in result]
+
+    try:
+        with torch.no_grad():
+            graph = make_fx(functionalize(flat))(*(leaves[i] for i in where))
+    except Exception as error:  # noqa: BLE001  # torch raises a dozen types here, and a user's model any
+        raise CaptureError(_first_line(error)) from error
+    _fold_constants(graph)
+
+    def captured(*arguments: Any) -> Any:
+        given = pytree.tree_leaves(arguments)
+        with torch.no_grad():
+            return pytree.tree_unflatten(graph(*(given[i] for i in where)), out_spec[0])
+
+    return captured
+
+
+def fastest(function: Function, mapped: tuple[bool, ...], *example: Any) -> tuple[Function, str]:
+    """The quickest way that works to run a function of one chain over all chains.
+
+    Tried in order: vectorised over chains and captured; vectorised; captured, chain by chain; chain by chain. What
+    stood in the way is logged in one line.
+
+    Args:
+        function: of the arguments of one chain.
+        mapped: for each argument, whether its tensors have a leading chain axis.
+        example: the arguments for all chains.
+
+    Returns:
+        The function over all chains, and how it runs, as in "captured" or "eager, chain by chain".
+    """
+    axes = tuple(_axes(argument, yes) for argument, yes in zip(example, mapped, strict=True))
+    vectorised = vmap(function, in_dims=axes)
+    try:
+        with torch.no_grad():
+            expected = vectorised(*example)
+    except Exception as error:  # noqa: BLE001  # whatever vmap cannot do; what is the model's own fault is raised below
+        one_chain = _chain(0, mapped, example)
+        with torch.no_grad():
+            expected = function(*one_chain)
+        chosen, how, reason = _recorded(function, one_chain, expected)
+        reasons = [f"the model cannot be vectorised over chains: {_first_line(error)}", *reason]
+        logger.info("Chains run one after another, %s. %s", how, " ".join(reasons))
+        return partial(_chain_by_chain, chosen, mapped), f"{how}, chain by chain"
+    chosen, how, reason = _recorded(vectorised, example, expected)
+    if reason:
+        logger.info("Steps run through Pyro's handlers. %s", reason[0])
+    return chosen, how
+
+
+def record_or_keep(function: Function, *example: Any) -> tuple[Function, str]:
+    """The recorded function and "captured"; or the function itself and "eager", with a log line that says why."""
+    chosen, how, reason = _recorded(function, example, function(*example))
+    if reason:
+        logger.info("The log posterior runs through Pyro's handlers. %s", reason[0])
+    return chosen, how
+
+
+def _recorded(function: Function, example: tuple[Any, ...], expected: Any) -> tuple[Function, str, list[str]]:
+    try:
+        captured = record(function, *example)
+    except CaptureError as error:
+        return function, "eager", [f"Capture failed: {error}."]
+    if not _agree(captured(*example), expected):
+        return function, "eager", ["The captured graph gives other values: the model reads state besides its arguments."]
+    return captured, "captured", []
+
+
+def _axes(argument: Any, mapped: bool) -> Any:
+    """What `vmap` takes for in_dims: 0 at every tensor of a mapped argument."""
+    if not mapped:
+        return None
+    return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, argument)
+
+
+def _chain(index: int, mapped: tuple[bool, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def select(leaf: Any) -> Any:
+        return leaf[index] if isinstance(leaf, Tensor) else leaf
+
+    pairs = zip(arguments, mapped, strict=True)
+    return tuple(pytree.tree_map(select, argument) if yes else argument for argument, yes in pairs)
+
+
+def _chain_by_chain(function: Function, mapped: tuple[bool, ...], *arguments: Any) -> Any:
+    first = mapped.index(True)
+    tensors = (leaf for leaf in pytree.tree_leaves(arguments[first]) if isinstance(leaf, Tensor))
+    num_chains = len(next(tensors))
+    results = [function(*_chain(index, mapped, arguments)) for index in range(num_chains)]
+    return pytree.tree_map(lambda *leaves: torch.stack([torch.as_tensor(leaf) for leaf in leaves]), *results)
+
+
+def _agree(one: Any, other: Any) -> bool:
+    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
+    return all(_close(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    tolerance = 1e-9 if one.dtype == torch.float64 else 1e-3
+    return torch.allclose(one, other.to(one.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _fold_constants(graph: fx.GraphModule) -> None:
+    """Computes once what no argument enters: prior parameters, ranges, ones."""
+    nodes = list(graph.graph.nodes)
+    calls = [node for node in nodes if node.op == "call_function"]
+    if any(node.target._schema.is_mutable for node in calls if hasattr(node.target, "_schema")):
+        return
+    values: dict[fx.Node, Any] = {node: getattr(graph, node.target) for node in nodes if node.op == "get_attr"}
+    for node in calls:
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if random or not all(argument in values for argument in node.all_input_nodes):
+            continue
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
+        values[node] = node.target(*arguments[0], **arguments[1])
+        if isinstance(values[node], Tensor):
+            _replace(graph, node, values[node])
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def _replace(graph: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
+    name = f"_constant_{node.name}"
+    graph.register_buffer(name, value.detach(), persistent=False)
+    with graph.graph.inserting_before(node):
+        node.replace_all_uses_with(graph.graph.get_attr(name))

@@ -1,0 +1,77 @@
+"""What a compiled model contributes to an ArviZ object: observed and constant data, prior draws, names of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_scale.compile import CompiledModel
+from pyro_scale.errors import ArgumentError
+from pyro_scale.handlers import FromPosition, FromValues, run, seeded
+from pyro_scale.sample import over_draws
+
+PRIOR_DRAWS = 500
+
+Group = dict[str, np.ndarray]
+
+
+def arrays(values: Mapping[str, Tensor]) -> Group:
+    """NumPy arrays; what NumPy has no type for (bfloat16) becomes float32."""
+    return {name: _array(value) for name, value in values.items()}
+
+
+def data_groups(compiled: CompiledModel) -> dict[str, Group]:
+    """`observed_data` by site, and `constant_data`: the other arguments that are arrays or numbers."""
+    observed = {}
+    rows = compiled.data.rows
+    for site in compiled.structure.of_kind("observed"):
+        observed[site.name] = rows[site.argument] if site.argument else _observed_value(compiled, site.name)
+    used = {site.argument for site in compiled.sites.values()}
+    constants = {name: value for name, value in rows.items() if name not in used}
+    for name, value in compiled.data.constants.items():
+        if isinstance(value, (Tensor, int, float)):
+            constants[name] = torch.as_tensor(value)
+    return {"observed_data": arrays(observed), "constant_data": arrays(constants)}
+
+
+def axis_names(compiled: CompiledModel) -> dict[str, list[str | None]]:
+    """Variable -> names of its axes behind chain and draw, from the model's plates."""
+    names: dict[str, list[str | None]] = {argument: [compiled.structure.row_dim] for argument in compiled.data.rows}
+    names.update({site.name: list(site.dims) for site in compiled.sites.values()})
+    return names
+
+
+def prior_draws(compiled: CompiledModel, seed: int) -> Group:
+    """Draws of the latent and deterministic sites from the prior, `(1, PRIOR_DRAWS, *site)`.
+
+    Raises:
+        ArgumentError: a prior is improper.
+    """
+    rows = compiled.data.rows
+
+    def one(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = run(compiled.model, compiled.data, rows, FromValues({}), sample_observed=True).sites
+        return {name: found[name]["value"] for name in compiled.kept}
+
+    try:
+        with seeded(seed, compiled.data.device):
+            drawn = over_draws(one, {"": torch.zeros(PRIOR_DRAWS)}, randomness="different")
+    except NotImplementedError as error:
+        raise ArgumentError(f"The prior cannot be drawn from: {error} An improper prior has no draws.") from error
+    return arrays({name: value.unsqueeze(0) for name, value in drawn.items()})
+
+
+def _observed_value(compiled: CompiledModel, name: str) -> Tensor:
+    with torch.no_grad():
+        found = run(compiled.model, compiled.data, compiled.data.rows, FromPosition(compiled.structure.position))
+    value: Tensor = found.sites[name]["value"]
+    return value
+
+
+def _array(value: Any) -> np.ndarray:
+    tensor = torch.as_tensor(value).detach().cpu()
+    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)

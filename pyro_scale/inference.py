@@ -1,0 +1,178 @@
+"""`infer`: from a Pyro model, its data and the name of a method to a posterior."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pyro_scale import tree
+from pyro_scale.compile import CompiledModel, compile_model
+from pyro_scale.data import Model, names_of
+from pyro_scale.errors import ArgumentError, NonFiniteError, StoppedError
+from pyro_scale.kernels import SGHMC, SGLD
+from pyro_scale.posterior import Posterior
+from pyro_scale.progress import Callback
+from pyro_scale.sample import Chains, Plan, run_chains
+from pyro_scale.types import Kernel, Position
+
+logger = logging.getLogger("pyro_scale")
+
+METHODS: dict[str, Kernel] = {"sghmc": SGHMC(step_size=0.05), "sgld": SGLD(step_size=0.01)}
+"""What a string stands for. The step sizes suit covariates of unit scale; pass a kernel to choose others."""
+
+
+def infer(
+    model: Model,
+    data: Any,
+    method: str | Kernel = "sghmc",
+    *,
+    num_samples: int = 1000,
+    warmup_steps: int | None = None,
+    num_chains: int = 4,
+    thinning: int | None = None,
+    batch_size: int | None = None,
+    constants: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    keep: Sequence[str] | None = None,
+    save_warmup: bool = False,
+    progress: bool = True,
+    callback: Callback | None = None,
+) -> Posterior:
+    """Draws from the posterior of a Pyro model by a scalable kernel, from minibatches if `batch_size` says so.
+
+    Every chain starts uniformly within 2 of 0 in each unconstrained coordinate and takes
+    `warmup_steps + num_samples * thinning` steps.
+
+    Args:
+        model: an ordinary Pyro model, written for all of the data.
+        data: tensor, array, tuple of them in the order of the model's arguments, or dict by argument, with a common
+            leading dimension N.
+        method: "sghmc" (step size 0.05, friction 1) or "sgld" (step size 0.01), or a kernel from `ps.kernels`, which
+            runs as configured; a kernel whose step_size is None takes that of its name.
+        num_samples: draws kept by a chain; >= 1.
+        warmup_steps: steps before the first draw is kept; >= 0; None takes half as many as follow.
+        num_chains: chains, run side by side; >= 1.
+        thinning: steps from one kept draw to the next; >= 1; None takes 10.
+        batch_size: rows of a minibatch, 1 to N; None uses all rows at every step.
+        constants: keyword arguments that the model receives whole.
+        seed: of all randomness; None takes a fresh one, which `posterior.settings` tells.
+        device: where to compute; None for that of the data.
+        dtype: floating type of data and draws; None for that of the data.
+        keep: names of the sites whose draws are kept; None for all, and in a minibatched run for all but
+            deterministic sites that follow the rows.
+        save_warmup: keep the positions of the warm-up as well, every `thinning`-th, for
+            `posterior.add_groups("warmup_posterior")`.
+        progress: show a progress bar on a terminal.
+        callback: called with a `Progress` a few times a second; returning True stops the run and keeps its draws.
+
+    Returns:
+        The posterior. Ctrl-C returns what has been drawn so far.
+
+    Raises:
+        ArgumentError, DataError, ModelError, MinibatchError, StartError: before any sampling; see `compile_model`.
+        NonFiniteError: a chain met NaN or infinity; its `posterior` holds the draws made until then.
+        StoppedError: the callback stopped the run before the first draw.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+        >>> posterior = infer(model, {"y": torch.ones(100)}, "sghmc", num_samples=50, num_chains=2, batch_size=10, seed=0)
+        >>> posterior.draws["mu"].shape
+        torch.Size([2, 50])
+    """
+    kernel = _kernel(method)
+    check_count("num_samples", num_samples, 1)
+    check_count("num_chains", num_chains, 1)
+    thinning = 10 if thinning is None else thinning
+    check_count("thinning", thinning, 1)
+    warmup_steps = num_samples * thinning // 2 if warmup_steps is None else warmup_steps
+    check_count("warmup_steps", warmup_steps, 0)
+    seed = checked_seed(seed)
+    seeds = derived_seeds(seed, 3 + num_chains)
+    compiled = compile_model(
+        model, data, constants=constants, batch_size=batch_size, seed=seeds[0], device=device, dtype=dtype
+    )
+    plan = Plan(num_samples, warmup_steps, thinning, num_chains, _kept(compiled, keep), save_warmup)
+    start = _stack([compiled.initial_position(chain_seed) for chain_seed in seeds[3:]])
+    chains = run_chains(compiled, kernel, plan, start, seeds[1:3], progress=progress, callback=callback)
+    return _result(compiled, kernel, plan, chains, seed)
+
+
+def _result(compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains, seed: int) -> Posterior:
+    num_draws = chains.log_posterior.shape[1]
+    posterior = Posterior.from_chains(compiled, kernel, plan, chains, seed) if num_draws else None
+    if chains.failure is None:
+        assert posterior is not None
+        return posterior
+    message = f"The run ended early: {chains.failure}"
+    if chains.failed:
+        drawn = f"The {num_draws} draws a chain made before are in this error's `posterior`." if num_draws else ""
+        raise NonFiniteError(f"{message} {drawn}".strip(), posterior)
+    if posterior is None:
+        raise StoppedError(f"{message}, before the first draw. Let it run longer, or lower warmup_steps.")
+    logger.warning("%s; it has %d of %d draws a chain.", message, num_draws, plan.num_samples)
+    return posterior
+
+
+def _kernel(method: str | Kernel) -> Kernel:
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ArgumentError(f"method is '{method}'; it must be one of {names_of(list(METHODS))}, or a kernel.")
+        return METHODS[method]
+    if not hasattr(method, "bind") or isinstance(method, type):
+        got = f"the class {method.__name__}" if isinstance(method, type) else f"a {type(method).__name__}"
+        raise ArgumentError(
+            f"method is {got}; it must be one of {names_of(list(METHODS))}, or a kernel object, as "
+            "ps.kernels.SGHMC(step_size=0.01)."
+        )
+    if method.step_size is not None:
+        return method
+    defaults = {type(kernel): kernel.step_size for kernel in METHODS.values()}
+    return replace(method, step_size=defaults[type(method)])  # type: ignore[type-var]
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raises `ArgumentError` unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+def checked_seed(seed: object) -> int:
+    """The seed, or a fresh one for None."""
+    if seed is None:
+        return torch.Generator().seed() % 2**63
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ArgumentError(f"seed is {seed!r}; it must be a whole number of at least 0, or None for a fresh one.")
+    return seed
+
+
+def derived_seeds(seed: int, count: int) -> list[int]:
+    """Seeds for the separate generators of a run: the same for the same seed, and unrelated to one another."""
+    generator = torch.Generator().manualchecked_seed(seed)
+    return torch.randint(2**62, (count,), generator=generator).tolist()
+
+
+def _kept(compiled: CompiledModel, keep: Sequence[str] | None) -> tuple[str, ...]:
+    if keep is None:
+        return tuple(compiled.kept)
+    if isinstance(keep, str):
+        raise ArgumentError(f"keep is the string {keep!r}; it must be a list of site names, as [{keep!r}].")
+    for name in keep:
+        if name not in compiled.kept:
+            raise ArgumentError(f"keep names '{name}'; the sites with draws are {names_of(compiled.kept)}.")
+    if not keep:
+        raise ArgumentError(f"keep is empty; name at least one of {names_of(compiled.kept)}, or None for all.")
+    return tuple(keep)
+
+
+def _stack(positions: list[Position]) -> Position:
+    return tree.map(lambda *leaves: torch.stack(leaves), *positions)

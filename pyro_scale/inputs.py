@@ -1,0 +1,78 @@
+"""Everything random that a run takes, drawn ahead by seeded generators: noise, minibatch indices; and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_scale import tree
+from pyro_scale.batches import Permutations
+from pyro_scale.compile import CompiledModel
+from pyro_scale.schedules import as_schedule
+from pyro_scale.types import Kernel, Noise, Settings, Shapes
+
+CHUNK_STEPS = 256
+CHUNK_NUMBERS = 2**22
+
+
+class Inputs:
+    """Everything random that steps take, drawn ahead in chunks from two generators.
+
+    The length of a chunk depends on the shapes alone, so that the numbers do not depend on how steps are run.
+    """
+
+    def __init__(self, compiled: CompiledModel, kernel: Kernel, shapes: Any, num_chains: int, seeds: Sequence[int]):
+        self.shapes: Shapes = shapes or {}
+        self.num_chains = num_chains
+        self.dtype, self.device = compiled.data.dtype, compiled.data.device
+        self.noise_generator = torch.Generator(self.device).manual_seed(seeds[0])
+        size = compiled.batch_size
+        self.batches = None
+        if size is not None:
+            rows_generator = torch.Generator().manual_seed(seeds[1])
+            self.batches = Permutations(compiled.num_data, size, num_chains, rows_generator)
+        name = type(kernel).__name__
+        assert kernel.step_size is not None
+        self.step_size = as_schedule(name, "step_size", kernel.step_size)
+        self.temperature = as_schedule(name, "temperature", kernel.temperature)
+        numbers = num_chains * (sum(shape.numel() for shape in self.shapes.values()))
+        self.chunk_steps = max(1, min(CHUNK_STEPS, CHUNK_NUMBERS // max(1, numbers)))
+
+    def noise(self, *leading: int) -> Noise:
+        """Standard normals for every site, with the given leading axes."""
+        drawn = {}
+        for name, shape in self.shapes.items():
+            size = (*leading, *shape)
+            drawn[name] = torch.randn(size, generator=self.noise_generator, dtype=self.dtype, device=self.device)
+        return drawn if self.shapes else ()
+
+    def steps(self, num_steps: int) -> Iterator[tuple[Tensor | None, Noise, Settings]]:
+        """Indices, noise and settings of one step after another."""
+        for start in range(0, num_steps, self.chunk_steps):
+            count = min(self.chunk_steps, num_steps - start)
+            noise = self.noise(self.chunk_steps, self.num_chains)
+            indices = None if self.batches is None else self.batches.draw(self.chunk_steps).to(self.device)
+            settings = self.settings(start, count)
+            for i in range(count):
+                here = tree.map(lambda leaf, i=i: leaf[i], noise) if noise else ()
+                yield None if indices is None else indices[i], here, Settings(*(value[i] for value in settings))
+
+    def example(self) -> tuple[Tensor | None, Noise, Settings]:
+        """Inputs of one step that use up no random number: rows 0, 1, ..., and noise of 0."""
+        noise = {
+            name: torch.zeros((self.num_chains, *shape), dtype=self.dtype, device=self.device)
+            for name, shape in self.shapes.items()
+        }
+        indices = None
+        if self.batches is not None:
+            rows = torch.arange(self.batches.batch_size, device=self.device)
+            indices = rows.expand(self.num_chains, -1)
+        return indices, noise if self.shapes else (), Settings(*(value[0] for value in self.settings(0, 1)))
+
+    def settings(self, start: int, count: int) -> Settings:
+        """Step sizes and temperatures of steps `start`, `start + 1`, ..., each `(count,)`."""
+        rows = [(self.step_size(step), self.temperature(step)) for step in range(start, start + count)]
+        return Settings(*torch.tensor(rows, dtype=self.dtype, device=self.device).T)

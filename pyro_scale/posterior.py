@@ -1,0 +1,288 @@
+"""`Posterior`: draws, where they came from, and what can be done with them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_scale import inference_data
+from pyro_scale.compile import CompiledModel, compile_model
+from pyro_scale.data import Model, names_of
+from pyro_scale.errors import ArgumentError, FileFormatError, MissingModelError, ModelError
+from pyro_scale.groups import Group, arrays, axis_names, data_groups, prior_draws
+from pyro_scale.predict import Prediction, log_likelihood, new_rows, predictive
+from pyro_scale.sample import Chains, Plan
+from pyro_scale.types import Kernel
+
+REQUESTED_GROUPS = ("log_likelihood", "posterior_predictive", "prior", "warmup_posterior")
+
+
+class Posterior:
+    """Draws from a posterior, in the space of the model; made by `infer`, `diagnostics.nuts` and `load`.
+
+    Attributes:
+        draws: site -> `(num_chains, num_samples, *site)`, deterministic sites included.
+        num_steps: steps that each chain took, warm-up included.
+        step_size: of the last step; for NUTS the mean over chains of the adapted one.
+        timing: seconds, by what they were spent on.
+        sample_stats: ArviZ name -> `(num_chains, num_samples)`.
+        settings: method, kernel, seed, sizes: what it takes to repeat the run.
+        compiled: the model; None for a posterior loaded without it.
+    """
+
+    def __init__(
+        self,
+        draws: Mapping[str, Tensor],
+        *,
+        sample_stats: Mapping[str, Tensor],
+        num_steps: int,
+        step_size: float | None,
+        timing: Mapping[str, float],
+        settings: Mapping[str, Any],
+        compiled: CompiledModel | None = None,
+        warmup: Mapping[str, Tensor] | None = None,
+        idata: Any = None,
+    ) -> None:
+        self.draws = dict(draws)
+        self.sample_stats = dict(sample_stats)
+        self.num_steps = num_steps
+        self.step_size = step_size
+        self.timing = dict(timing)
+        self.settings = dict(settings)
+        self.compiled = compiled
+        self._warmup = warmup
+        self._idata = idata
+
+    @classmethod
+    def from_chains(cls, compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains, seed: int) -> Posterior:
+        """The result of a run of step-wise chains."""
+        settings = {
+            "method": type(kernel).__name__,
+            "kernel": repr(kernel),
+            "seed": seed,
+            "num_chains": plan.num_chains,
+            "num_samples": plan.num_samples,
+            "warmup_steps": plan.warmup_steps,
+            "thinning": plan.thinning,
+            "batch_size": compiled.batch_size,
+            "num_data": compiled.num_data,
+            "steps_run": chains.how,
+            "clamped": chains.clamped.tolist(),
+            "ended_early": chains.failure,
+        }
+        return cls(
+            chains.draws,
+            sample_stats={"lp": chains.log_posterior},
+            num_steps=chains.num_steps,
+            step_size=chains.step_size,
+            timing=chains.seconds,
+            settings=settings,
+            compiled=compiled,
+            warmup=chains.warmup,
+        )
+
+    def __repr__(self) -> str:
+        num_chains, num_samples = self._shape
+        method = self.settings.get("method", "unknown method")
+        return f"Posterior({method}, {num_chains} chains x {num_samples} draws of {names_of(list(self.draws))})"
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        first = next(iter(self.draws.values()))
+        return int(first.shape[0]), int(first.shape[1])
+
+    @property
+    def idata(self) -> Any:
+        """ArviZ object: `InferenceData` on ArviZ 0.x, `xarray.DataTree` on 1.x; built on first access.
+
+        Groups: posterior, sample_stats, observed_data, constant_data; `add_groups` adds others.
+        """
+        if self._idata is None:
+            groups = {"posterior": arrays(self.draws), "sample_stats": arrays(self.sample_stats)}
+            compiled = self._model("idata")
+            everything = {**groups, **data_groups(compiled)}
+            self._idata = inference_data.build(everything, dims=axis_names(compiled), attrs=self._attributes())
+        return self._idata
+
+    def add_groups(self, *names: str, seed: int = 0) -> Any:
+        """Adds groups to `idata` that cost time or memory, and returns it.
+
+        Args:
+            names: among "log_likelihood" (for `az.loo`), "posterior_predictive", "prior" and "warmup_posterior".
+            seed: of the draws from the prior and the predictive distribution.
+
+        Raises:
+            ArgumentError: an unknown name, or a warm-up that was not saved.
+        """
+        for name in names:
+            if name not in REQUESTED_GROUPS:
+                raise ArgumentError(f"There is no group '{name}' to add; choose among {names_of(REQUESTED_GROUPS)}.")
+        made = {
+            "log_likelihood": lambda: arrays(self.log_likelihood()),
+            "posterior_predictive": lambda: arrays(self.predict(seed=seed).draws),
+            "prior": lambda: prior_draws(self._model("add_groups"), seed),
+            "warmup_posterior": self._warmup_arrays,
+        }
+        groups = {name: made[name]() for name in names}
+        dims = axis_names(self._model("add_groups"))
+        return inference_data.extend(self.idata, groups, dims=dims, attrs=self._attributes())
+
+    def sample(self, n: int, seed: int) -> dict[str, Tensor]:
+        """`n` of the draws at random, `(n, *site)`: without repetition while there are enough, otherwise with."""
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ArgumentError(f"n is {n!r}; it must be a whole number of at least 1.")
+        num_chains, num_samples = self._shape
+        total = num_chains * num_samples
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(total, (n,), generator=generator)
+        if n <= total:
+            chosen = torch.randperm(total, generator=generator)[:n]
+        return {name: value.flatten(0, 1)[chosen.to(value.device)] for name, value in self.draws.items()}
+
+    def predict(self, data: Any = None, *, num_samples: int | None = None, seed: int = 0) -> Prediction:
+        """Posterior predictive distribution of the observed sites.
+
+        Args:
+            data: new rows, in the form that `infer` took, without the observations (then the model's `y=None` is
+                used) or with them (then they are scored too); None for the rows of the fit.
+            num_samples: use that many of the draws of each chain, evenly spaced; None for all.
+            seed: of the draws.
+
+        Raises:
+            MissingModelError: the posterior was loaded without a model, or did not keep a latent site.
+            ArgumentError, DataError: an argument of the model is missing or unusable.
+        """
+        compiled = self._model("predict")
+        draws = self._thinned(self._latent_draws("predict"), num_samples)
+        on = compiled if data is None else compiled.on(new_rows(compiled, data, without_observations=True))
+        prediction = predictive(on, draws, new_rows=data is not None, seed=seed)
+        if _is_scored(on, new=data is not None):
+            scores = log_likelihood(on, draws, new_rows=data is not None)
+            for name, value in scores.items():
+                each = value.flatten(0, 1)
+                prediction.log_predictive_density[name] = each.logsumexp(0) - math.log(len(each))
+        return prediction
+
+    def log_likelihood(self, data: Any = None) -> dict[str, Tensor]:
+        """Observed site -> log-likelihood of each row at each draw, `(num_chains, num_samples, n)`, in nats.
+
+        Args:
+            data: rows with their observations; None for those of the fit.
+        """
+        compiled = self._model("log_likelihood")
+        draws = self._latent_draws("log_likelihood")
+        if data is None:
+            return log_likelihood(compiled, draws, new_rows=False)
+        return log_likelihood(compiled.on(new_rows(compiled, data)), draws, new_rows=True)
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything but the model: netCDF for `.nc`, zarr for `.zarr`. A failure leaves no partial file.
+
+        Raises:
+            FileFormatError: another suffix.
+            FileNotFoundError: the folder does not exist.
+        """
+        inference_data.write(self.idata, Path(path))
+
+    def _warmup_arrays(self) -> Group:
+        if not self._warmup:
+            raise ArgumentError("The warm-up was not saved. Run infer(..., save_warmup=True) to have it.")
+        return arrays(self._warmup)
+
+    def _attributes(self) -> dict[str, Any]:
+        record = {
+            "dtypes": {name: str(value.dtype).removeprefix("torch.") for name, value in self.draws.items()},
+            "num_steps": self.num_steps,
+            "step_size": self.step_size,
+            "timing": self.timing,
+            "settings": self.settings,
+        }
+        seconds = self.timing.get("sample")
+        tuning = self.settings.get("warmup_steps")
+        return {"pyro_scale": json.dumps(record), "sampling_time": seconds, "tuning_steps": tuning}
+
+    def _model(self, wanted_by: str) -> CompiledModel:
+        if self.compiled is None:
+            raise MissingModelError(
+                f"{wanted_by} runs the model, and this posterior was loaded without it. Load it with "
+                "ps.load(path, model=model, data=data)."
+            )
+        return self.compiled
+
+    def _latent_draws(self, wanted_by: str) -> dict[str, Tensor]:
+        compiled = self._model(wanted_by)
+        if missing := [name for name in compiled.latent if name not in self.draws]:
+            raise MissingModelError(
+                f"{wanted_by} needs draws of every latent site, and '{missing[0]}' was not kept. Name it in keep, or "
+                "leave keep out."
+            )
+        return {name: self.draws[name] for name in compiled.latent}
+
+    def _thinned(self, draws: dict[str, Tensor], num_samples: int | None) -> dict[str, Tensor]:
+        available = self._shape[1]
+        if num_samples is None:
+            return draws
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or not 1 <= num_samples <= available:
+            raise ArgumentError(f"num_samples is {num_samples!r}; it must be from 1 to the {available} draws a chain.")
+        chosen = torch.linspace(0, available - 1, num_samples).round().long()
+        return {name: value[:, chosen.to(value.device)] for name, value in draws.items()}
+
+
+def _is_scored(compiled: CompiledModel, *, new: bool) -> bool:
+    """Whether the rows come with observations, and every latent site has values for them."""
+    if new and any(compiled.sites[name].local for name in compiled.latent):
+        return False
+    arguments = [site.argument for site in compiled.structure.of_kind("observed")]
+    return not new or all(argument in compiled.data.rows for argument in arguments)
+
+
+def load(
+    path: str | Path, model: Model | None = None, data: Any = None, *, constants: Mapping[str, Any] | None = None
+) -> Posterior:
+    """Reads what `Posterior.save` wrote. Files hold arrays and JSON: nothing in them is executed.
+
+    Args:
+        path: a `.nc` or `.zarr` file.
+        model: the model of the run, for `predict` and `log_likelihood`; None loads draws and `idata` only.
+        data: the data of the run, with `model`.
+        constants: the constants of the run, with `model`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it was not written by `Posterior.save`.
+        ModelError: the model has other latent sites than the file.
+    """
+    idata = inference_data.read(Path(path))
+    group = inference_data.dataset(idata, "posterior")
+    if "pyro_scale" not in group.attrs:
+        raise FileFormatError(f"{path} has no record of a run by pyro_scale. Open it with arviz.from_netcdf instead.")
+    record = json.loads(group.attrs["pyro_scale"])
+    draws = {}
+    for name, dtype in record["dtypes"].items():
+        draws[name] = torch.tensor(group[name.replace("/", ":")].values).to(getattr(torch, dtype))
+    stats = inference_data.dataset(idata, "sample_stats")
+    compiled = None
+    if model is not None:
+        size = record["settings"].get("batch_size")
+        compiled = compile_model(model, data, constants=constants, batch_size=size)
+        if unknown := sorted(compiled.latent.keys() - draws.keys()):
+            raise ModelError(
+                f"The model has a latent site '{unknown[0]}' and the file has draws of {names_of(list(draws))}. Pass "
+                "the model that the file was made with."
+            )
+    return Posterior(
+        draws,
+        sample_stats={str(name): torch.tensor(stats[name].values) for name in stats.data_vars},
+        num_steps=record["num_steps"],
+        step_size=record["step_size"],
+        timing=record["timing"],
+        settings=record["settings"],
+        compiled=compiled,
+        idata=idata,
+    )
