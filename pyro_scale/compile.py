@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad
 
 from pyro_scale import tree
 from pyro_scale.data import Data, Model, names_of, read
-from pyro_scale.errors import ArgumentError, MinibatchError, ModelError, StartError
-from pyro_scale.handlers import FromPosition, FromValues, PyroSite, Run, log_prob, run
+from pyro_scale.errors import ArgumentError, MinibatchError, StartError
+from pyro_scale.handlers import FromPosition, FromValues, Run, run
 from pyro_scale.outputs import parameters, rebuilt
-from pyro_scale.sites import Site, Structure, describe
+from pyro_scale.records import log_prob
+from pyro_scale.rows import by_row
+from pyro_scale.sites import Site, Structure, check_sites, describe
 from pyro_scale.types import Batch, Position
 
 START_ATTEMPTS = 100
@@ -65,14 +68,14 @@ def compile_model(
     """
     table = read(model, data, constants, dtype=dtype, device=device)
     check_batch_size(batch_size, table.num_data)
-    size = None if batch_size == table.num_data else batch_size
+    size = None if batch_size is None or batch_size == table.num_data else int(batch_size)
     generator = torch.Generator().manual_seed(0 if seed is None else seed)
     return CompiledModel(model, table, describe(model, table, size, generator), size)
 
 
 def check_batch_size(batch_size: object, num_data: int) -> None:
     """Raises `ArgumentError` unless `batch_size` is None or a whole number of rows from 1 to N."""
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
     if batch_size is None or (whole and 1 <= batch_size <= num_data):  # type: ignore[operator]
         return
     raise ArgumentError(
@@ -120,11 +123,17 @@ class CompiledModel:
         """Rows by index, of shape `(n,)` or `(num_chains, n)`, with their scale N/n; None for all rows.
 
         Raises:
+            ArgumentError: the indices are no whole numbers, or there are none.
             MinibatchError: the model can only be evaluated on all rows, and these are others.
         """
         if indices is None:
             return Batch(self.data.rows, torch.arange(self.num_data, device=self.data.device), 1.0)
         indices = torch.as_tensor(indices, device=self.data.device)
+        if indices.ndim == 0 or indices.shape[-1] == 0 or indices.dtype not in (torch.int64, torch.int32):
+            raise ArgumentError(
+                f"indices have shape {tuple(indices.shape)} and dtype {indices.dtype}; they must be whole numbers of "
+                "shape (n,), at least one. Turn a mask into indices by mask.nonzero()[:, 0]."
+            )
         if self._whole_only and not torch.equal(indices, torch.arange(self.num_data, device=indices.device)):
             raise MinibatchError(self.structure.minibatch_error)
         return Batch(self.data.take(indices), indices, self.num_data / indices.shape[-1])
@@ -145,6 +154,14 @@ class CompiledModel:
         """
         return self._terms(self._run(position, batch.data))[1]
 
+    def log_likelihood_at(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`log_likelihood` of all rows at constrained values of the latent sites."""
+        return self._terms(run(self.model, self.data, self.data.rows, FromValues(values)))[1]
+
+    def on(self, data: Data) -> CompiledModel:
+        """The same model on other rows."""
+        return CompiledModel(self.model, data, self.structure, self.batch_size)
+
     def outputs(self, position: Position, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Observed site -> the parameters of its distribution (a network's outputs), as the model gives them."""
         found = self._run(position, batch.data).sites
@@ -154,9 +171,9 @@ class CompiledModel:
         """Observed site -> log-likelihood of each row, `(n,)`, as a function of the distribution's parameters."""
         found = self._run(self.structure.position, batch.data).sites
         return {
-            site.name: _by_row(rebuilt(found[site.name], outputs[site.name]), site)
+            site.name: by_row(rebuilt(found[site.name], outputs[site.name]), site.rows)
             for site in self._over_rows()
-            if site.name in outputs
+            if site.name in outputs and site.rows is not None
         }
 
     def constrain(self, position: Position) -> dict[str, Tensor]:
@@ -219,7 +236,9 @@ class CompiledModel:
         return f"the gradient is not finite at {names_of(bad)}" if bad else "the Jacobian of a transform is not finite"
 
     def _run(self, position: Position, rows: Mapping[str, Tensor]) -> Run:
-        return run(self.model, self.data, rows, FromPosition(position))
+        found = run(self.model, self.data, rows, FromPosition(position))
+        check_sites(self.sites.keys(), found)
+        return found
 
     def _over_rows(self) -> list[Site]:
         return [site for site in self.structure.of_kind("observed") if site.rows is not None]
@@ -228,29 +247,13 @@ class CompiledModel:
         """What enters once, and what enters times N/n: a value a row."""
         prior, likelihood = found.log_jacobian, {}
         for name, record in found.sites.items():
-            site = self._known(name)
+            site = self.sites[name]
             if site.kind == "deterministic":
                 continue
             if site.rows is not None:
-                likelihood[name] = _by_row(record, site)
+                likelihood[name] = by_row(record, site.rows)
             elif site.kind == "observed" and self._whole_only:
                 likelihood[name] = log_prob(record).sum().reshape(1)
             else:
                 prior = prior + log_prob(record).sum()
         return prior, likelihood
-
-    def _known(self, name: str) -> Site:
-        if name not in self.sites:
-            raise ModelError(
-                f"The model draws different sites on different runs: '{name}' was not there when it was compiled. "
-                "Every run must visit the same sites; use a mask or a mixture in place of a branch."
-            )
-        return self.sites[name]
-
-
-def _by_row(record: PyroSite, site: Site) -> Tensor:
-    """Log density summed over all axes but that of the rows."""
-    assert site.rows is not None
-    density = log_prob(record, unwrap=site.rows.unwrap)
-    density = density.movedim(site.rows.axis, 0)
-    return density.reshape(density.shape[0], -1).sum(1)

@@ -134,13 +134,7 @@ def _tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         tensor = value.detach()
     elif hasattr(value, "__array__"):
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub":
-            raise DataError(f"data['{name}'] has dtype {array.dtype}; it must be floating, integer or boolean.")
-        if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-            array = array.astype(np.int64)
-        needs_copy = not array.flags.writeable or any(stride < 0 for stride in array.strides)
-        tensor = torch.from_numpy(array.copy() if needs_copy else array)
+        tensor = _from_array(name, value)
     else:
         raise DataError(
             f"data['{name}'] is a {type(value).__name__}; it must be a tensor or array with a row for each "
@@ -148,9 +142,32 @@ def _tensor(name: str, value: Any) -> Tensor:
         )
     if tensor.ndim == 0:
         raise DataError(f"data['{name}'] is a scalar; it needs a row for each observation. Put it in constants.")
-    if tensor.is_complex() or tensor.is_sparse:
+    if tensor.is_complex() or tensor.layout is not torch.strided:
         raise DataError(f"data['{name}'] is complex or sparse; it must be dense and floating, integer or boolean.")
-    return tensor
+    # torch refuses int8 and int16 as indices, and takes uint8 for a mask; images stay as small as they are
+    small = (torch.int8, torch.int16, torch.uint8) if tensor.ndim == 1 else (torch.int8, torch.int16)
+    return tensor.long() if tensor.dtype in small else tensor
+
+
+def _from_array(name: str, value: Any) -> Tensor:
+    if np.ma.is_masked(value):
+        raise DataError(
+            f"data['{name}'] is a masked array with {int(np.ma.getmaskarray(value).sum())} values masked. Fill them, "
+            "and pass the mask as an argument of its own for pyro.poutine.mask or obs_mask."
+        )
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        hint = (
+            " Encode text as numbers (pandas: cat.codes), and drop missing values." if array.dtype.kind in "OUS" else ""
+        )
+        raise DataError(f"data['{name}'] has dtype {array.dtype}; it must be floating, integer or boolean.{hint}")
+    wide = array.dtype.itemsize > 8  # long double, which torch lacks
+    if wide or not array.dtype.isnative:
+        array = array.astype(np.float64 if wide else array.dtype.newbyteorder("="))
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    needs_copy = not array.flags.writeable or any(stride < 0 for stride in array.strides)
+    return torch.from_numpy(array.copy() if needs_copy else array)
 
 
 def _common_length(rows: Mapping[str, Tensor]) -> int:

@@ -7,20 +7,19 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Distribution, biject_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_scale.data import Data, Model
-from pyro_scale.errors import DiscreteSiteError, MinibatchError, ModelError
+from pyro_scale.errors import ArgumentError, DiscreteSiteError, MinibatchError, ModelError
+from pyro_scale.records import PyroSite as PyroSite
+from pyro_scale.records import is_data, is_plate_index, parts_of
 from pyro_scale.types import Position
 
-PyroSite = dict[str, Any]
 START_RADIUS = 2.0
 """Chains start uniformly within this distance of 0 in every unconstrained coordinate, as in Stan and Pyro."""
 
@@ -52,7 +51,7 @@ def run(
     """
     with ExitStack() as stack:
         stack.enter_context(defaults(data.dtype, data.device))
-        stack.enter_context(pyro.validation_enabled(validate))
+        stack.enter_context(_validation(validate))
         stack.enter_context(poutine.block())
         tracer = stack.enter_context(poutine.trace())
         if sample_observed:
@@ -60,12 +59,7 @@ def run(
         stack.enter_context(source)
         stack.enter_context(_Prepare(validate))
         model(**rows, **data.constants)
-    nodes = tracer.trace.nodes
-    if parameters := [name for name, node in nodes.items() if node["type"] == "param"]:
-        raise ModelError(
-            f"'{parameters[0]}' is a pyro.param, which has no posterior. Give it a prior with pyro.sample, or pass "
-            "its value in constants."
-        )
+    nodes: Any = tracer.trace.nodes
     sites = {name: node for name, node in nodes.items() if node["type"] == "sample" and not is_plate_index(node)}
     return Run(sites, source.log_jacobian)
 
@@ -109,6 +103,7 @@ class FromPosition(LatentSource):
             self._fill(msg, torch.Size(transform.inverse_shape(msg["fn"].shape())))
         unconstrained = self.position[msg["name"]]
         value = transform(unconstrained)
+        _check_shape(msg, value)
         self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(unconstrained, value).sum()
         msg["value"] = value
 
@@ -129,13 +124,18 @@ class FromValues(LatentSource):
 
     def set_value(self, msg: PyroSite) -> None:
         if msg["name"] in self.values:
-            value = self.values[msg["name"]]
+            value = torch.as_tensor(self.values[msg["name"]]).to(torch.zeros(()))
+            if value.shape != msg["fn"].shape():
+                raise ArgumentError(
+                    f"The value given for site '{msg['name']}' has shape {tuple(value.shape)}; the site has shape "
+                    f"{tuple(msg['fn'].shape())}."
+                )
             self.position[msg["name"]] = bijection(msg).inv(value)
             msg["value"] = value
 
 
 class _Prepare(Messenger):
-    """Casts integer observations at their site, and silences validation of distributions made before the run."""
+    """Casts observations at their site, silences validation of distributions made before the run, refuses params."""
 
     def __init__(self, validate: bool) -> None:
         super().__init__()
@@ -143,15 +143,24 @@ class _Prepare(Messenger):
         self.silenced: list[dict[str, Any]] = []
 
     def _pyro_sample(self, msg: PyroSite) -> None:
-        value = msg["value"]
-        if is_data(msg) and isinstance(value, Tensor) and not value.is_floating_point():
-            msg["value"] = value.to(torch.get_default_dtype())
-        fn = None if self.validate else msg["fn"]
-        while fn is not None:
-            if fn.__dict__.get("_validate_args"):
-                self.silenced.append(fn.__dict__)
-                fn.__dict__["_validate_args"] = False
-            fn = getattr(fn, "base_dist", None)
+        if is_data(msg) and msg["value"] is not None:
+            msg["value"] = torch.as_tensor(msg["value"]).to(torch.zeros(()))
+        if not self.validate:
+            self._silence(msg["fn"])
+
+    def _pyro_param(self, msg: PyroSite) -> None:
+        # before Pyro puts it in its global store
+        raise ModelError(
+            f"'{msg['name']}' is a pyro.param, which has no posterior. Give it a prior with pyro.sample (in a "
+            "PyroModule: PyroSample), or pass its value in constants."
+        )
+
+    def _silence(self, fn: Any) -> None:
+        if vars(fn).get("_validate_args"):
+            self.silenced.append(vars(fn))
+            vars(fn)["_validate_args"] = False
+        for part in parts_of(fn):
+            self._silence(part)
 
     def __exit__(self, *exception: Any) -> Any:
         for attributes in self.silenced:
@@ -166,15 +175,28 @@ def bijection(site: PyroSite) -> Any:
     family = type(getattr(fn, "base_dist", fn)).__name__
     if fn.has_enumerate_support or fn.support.is_discrete:
         raise DiscreteSiteError(
-            f"Site '{name}' is {family} and has no gradient. Sum it out in the model (as a mixture does), or observe it."
+            f"Site '{name}' is {family} and has no gradient. Sum it out in the model (as a mixture does), or observe "
+            "it."
         )
+    support = fn.support
+    if isinstance(support, MixtureSameFamilyConstraint) and not vars(support.base_constraint):
+        support = support.base_constraint  # without bounds it is the same for every component
     try:
-        return biject_to(fn.support)
+        return biject_to(support)
     except NotImplementedError as error:
         raise ModelError(
-            f"Site '{name}' is {family} with support {fn.support}, which has no bijection to real numbers. "
+            f"Site '{name}' is {family} with support {support}, which has no bijection to real numbers. "
             "Use a distribution with a support that torch.distributions.biject_to knows."
         ) from error
+
+
+def _check_shape(site: PyroSite, value: Tensor) -> None:
+    if value.shape != site["fn"].shape():
+        raise ModelError(
+            f"The value at hand for site '{site['name']}' has shape {tuple(value.shape)}, but the model draws it in "
+            f"shape {tuple(site['fn'].shape())}. A site must have the same shape on every run: take the size from "
+            "constants, not from the rows (int(g.max()) + 1 changes with them)."
+        )
 
 
 def _refuse_own_subsample(site: PyroSite) -> None:
@@ -184,52 +206,6 @@ def _refuse_own_subsample(site: PyroSite) -> None:
             f"Plate '{site['name']}' draws {drawn} of {size} rows itself, by subsample_size. Leave subsample_size out "
             "and pass batch_size instead, or give the plate the rows' indices: plate(..., subsample=indices)."
         )
-
-
-def is_plate_index(site: PyroSite) -> bool:
-    """The site that a plate makes for its own indices."""
-    return isinstance(site["fn"], _Subsample)
-
-
-def is_deterministic(site: PyroSite) -> bool:
-    """A `pyro.deterministic` site."""
-    return bool(site["infer"] and site["infer"].get("_deterministic"))
-
-
-def is_factor(site: PyroSite) -> bool:
-    """A `pyro.factor` site."""
-    return isinstance(site["fn"], dist.Unit) or isinstance(getattr(site["fn"], "base_dist", None), dist.Unit)
-
-
-def is_data(site: PyroSite) -> bool:
-    """A site observed with data, which neither deterministic sites nor factors are."""
-    return bool(site["is_observed"]) and not is_deterministic(site) and not is_factor(site)
-
-
-def plate_factor(site: PyroSite) -> float:
-    """What the site's plates have put into its scale: the product of full size / size."""
-    factor = 1.0
-    for frame in site["cond_indep_stack"]:
-        if frame.full_size is not None and frame.size not in (0, frame.full_size):
-            factor *= frame.full_size / frame.size
-    return factor
-
-
-def log_prob(site: PyroSite, *, unwrap: bool = False) -> Tensor:
-    """Log density with the user's own scale and mask, without the plates' scale; `unwrap` keeps event axes apart."""
-    fn, value = site["fn"], site["value"]
-    events = fn.reinterpreted_batch_ndims if unwrap else 0
-    density = (fn.base_dist if unwrap else fn).log_prob(value)
-    factor = plate_factor(site)
-    scale = site["scale"] if factor == 1.0 else site["scale"] / factor
-    mask, scale = (_append_axes(weight, events) for weight in (site["mask"], scale))
-    return scale_and_mask(density, scale, mask)
-
-
-def _append_axes(weight: Any, events: int) -> Any:
-    if not isinstance(weight, Tensor) or weight.ndim == 0:
-        return weight
-    return weight.reshape(weight.shape + (1,) * events)
 
 
 @contextmanager
@@ -245,6 +221,17 @@ def defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
                 yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def _validation(enabled: bool) -> Iterator[None]:
+    """Pyro's validation on or off; restores torch's flag too, which Pyro overwrites with its own."""
+    before = Distribution._validate_args
+    try:
+        with pyro.validation_enabled(enabled):
+            yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which sites follow the rows of the data: found by comparing two runs on different rows, and another number of them."""
+"""Which sites follow the rows of the data: found by comparing two runs on different rows, of different number."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ import torch
 from torch import Tensor
 
 from pyro_scale.data import Data, Model, names_of
-from pyro_scale.handlers import (
-    FromPosition,
-    PyroSite,
-    Run,
-    is_deterministic,
-    is_factor,
-    log_prob,
-    plate_factor,
-    run,
-    seeded,
-)
+from pyro_scale.errors import ModelError
+from pyro_scale.handlers import FromPosition, Run, run, seeded
+from pyro_scale.records import PyroSite, is_deterministic, is_factor, log_prob, plate_factor
 from pyro_scale.types import Position
 
-PROBE_SIZES = (5, 7)
-"""Rows of the second run: the first of these that differs from the first run's number of rows."""
+PROBE_SIZES = (5, 7, 3, 2)
+"""Rows of the second run: the first of these that the data have and the first run did not have."""
+SHARED_ROWS = 2
+"""Rows that both runs have, in other places: each must contribute the same, whatever its company."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +40,16 @@ class Comparison:
         reference: the run on the rows that the model is compiled for.
         other: the other run; None where the model cannot do it.
         sizes: number of rows in each.
-        num_data: number of rows of the whole data.
+        shared: number of rows that both have: the first of the reference are the last of the other, backwards.
+        rows: the other run's rows.
         problems: what stands in the way of minibatches, in the order found.
     """
 
     reference: Run
     other: Run | None
     sizes: tuple[int, int]
-    num_data: int
+    shared: int
+    rows: dict[str, Tensor]
     problems: list[str] = field(default_factory=list)
 
     def twin(self, site: PyroSite) -> PyroSite | None:
@@ -62,15 +58,21 @@ class Comparison:
 
 
 def compare(
-    model: Model, data: Data, reference: Run, position: Position, size: int, generator: torch.Generator
+    model: Model, data: Data, reference: Run, position: Position, indices: Tensor, generator: torch.Generator
 ) -> Comparison:
-    """Runs the model once more, on other rows and another number of them, at the same position where it can be."""
-    other_size = next(n for n in PROBE_SIZES if n != size)
-    indices = torch.randint(data.num_data, (other_size,), generator=generator).to(data.device)
-    compared = Comparison(reference, None, (size, other_size), data.num_data)
+    """Runs the model once more, on other rows and another number of them, at the same position where it can be.
+
+    `indices` are the reference run's rows.
+    """
+    size, num_data = len(indices), data.num_data
+    other_size = next((n for n in PROBE_SIZES if n != size and n <= num_data), PROBE_SIZES[0])
+    shared = min(SHARED_ROWS, size)
+    new = torch.randint(num_data, (other_size - shared,), generator=generator)
+    rows = data.take(torch.cat([new.to(indices), indices[:shared].flip(0)]))
+    compared = Comparison(reference, None, (size, other_size), shared, rows)
     try:
         with seeded(0, data.device):
-            other = run(model, data, data.take(indices), FromPosition(dict(position), generator))
+            other = run(model, data, rows, FromPosition(dict(position), generator))
             for site in other.sites.values():
                 log_prob(site)
     except Exception as error:  # whatever a model of fixed size raises; it is reported, or used in full batch only
@@ -113,8 +115,11 @@ def row_axis(site: PyroSite, compared: Comparison) -> RowAxis | None:
             break
         axes = _following(log_prob(site, unwrap=unwrap).shape, log_prob(other, unwrap=unwrap).shape, sizes)
         if len(axes) == 1:
-            return RowAxis(axes[0], unwrap)
+            found = RowAxis(axes[0], unwrap)
+            _check_company(site, other, found, compared)
+            return found
         if axes:
+            _check_broadcast(site, other, axes, sizes)
             compared.problems.append(
                 f"Site '{name}' has {len(axes)} axes that follow the rows of the data; minibatches need one. Pass one "
                 "of them in constants, or use batch_size=None."
@@ -127,6 +132,12 @@ def row_axis(site: PyroSite, compared: Comparison) -> RowAxis | None:
             "plate, one value a row: `with pyro.plate('data', len(x)): ...`, or use batch_size=None."
         )
     return None
+
+
+def by_row(site: PyroSite, rows: RowAxis) -> Tensor:
+    """Log density summed over all axes but that of the rows."""
+    density = log_prob(site, unwrap=rows.unwrap).movedim(rows.axis, 0)
+    return density.reshape(density.shape[0], -1).sum(1)
 
 
 def is_local(site: PyroSite, compared: Comparison) -> bool:
@@ -179,14 +190,41 @@ def _following(shape: torch.Size, other: torch.Size, sizes: tuple[int, int]) -> 
     return [axis - len(shape) for axis, pair in enumerate(pairs) if pair == sizes]
 
 
+def check_plates(reference: Run, size: int, num_data: int) -> None:
+    """Refuses plates that scale by anything else than N/n: ours would replace it."""
+    for site in reference.sites.values():
+        for frame in site["cond_indep_stack"]:
+            allowed = (None, frame.size, num_data) if frame.size == size else (None, frame.size)
+            if frame.full_size not in allowed:
+                raise ModelError(
+                    f"Plate '{frame.name}' declares {frame.full_size} rows and holds {frame.size}, where data has "
+                    f"{num_data} and the model got {size}. Give the plate the number of rows of the whole data, and "
+                    "as subsample the indices of the rows that the model is passed."
+                )
+
+
+def _check_company(site: PyroSite, other: PyroSite, rows: RowAxis, compared: Comparison) -> None:
+    first, second = by_row(site, rows), by_row(other, rows)
+    if not same(first[: compared.shared], second.flip(0)[: compared.shared]):
+        compared.problems.append(
+            f"Site '{site['name']}': the log density of a row depends on which other rows the model gets, or on their "
+            "order (as with x - x.mean(0), a cumulative sum, or batch normalisation in training mode). Compute it "
+            "from all rows beforehand, or use batch_size=None."
+        )
+
+
+def _check_broadcast(site: PyroSite, other: PyroSite, axes: list[int], sizes: tuple[int, int]) -> None:
+    """The classic (n, 1) against (n,): a log density of n squared terms, wrong in full batch too."""
+    if len(_following(site["value"].shape, other["value"].shape, sizes)) < len(axes):
+        raise ModelError(
+            f"Site '{site['name']}' observes a value of shape {tuple(site['value'].shape)} under a distribution of "
+            f"shape {tuple(site['fn'].shape())}: together they give a log density of shape "
+            f"{tuple(log_prob(site).shape)}, every row against every other. Give both the same shape, as with "
+            "squeeze(-1)."
+        )
+
+
 def _check_scale(site: PyroSite, other: PyroSite, compared: Comparison) -> None:
-    for frame in site["cond_indep_stack"]:
-        follows = frame.vectorized and frame.size == compared.sizes[0]
-        if follows and frame.full_size not in (frame.size, compared.num_data):
-            compared.problems.append(
-                f"Plate '{frame.name}' declares {frame.full_size} rows, but data has {compared.num_data}. Give the "
-                "plate the number of rows of the whole data."
-            )
     own, others = (s["scale"] / plate_factor(s) for s in (site, other))
     if not (isinstance(own, Tensor) and own.ndim) and abs(float(own) - float(others)) > 1e-6 * abs(float(own)):
         compared.problems.append(

@@ -1,0 +1,68 @@
+"""Pyro's record of a sample statement: the role it plays, and its log density."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+PyroSite = dict[str, Any]
+
+
+def parts_of(fn: Any) -> Iterator[Any]:
+    """The distributions that one holds: its base, the components of a mixture, ..."""
+    for part in list(vars(fn).values()):
+        if isinstance(part, torch.distributions.Distribution):
+            yield part
+
+
+def is_plate_index(site: PyroSite) -> bool:
+    """The site that a plate makes for its own indices."""
+    return isinstance(site["fn"], _Subsample)
+
+
+def is_deterministic(site: PyroSite) -> bool:
+    """A `pyro.deterministic` site."""
+    return bool(site["infer"] and site["infer"].get("_deterministic"))
+
+
+def is_factor(site: PyroSite) -> bool:
+    """A `pyro.factor` site."""
+    return isinstance(site["fn"], dist.Unit) or isinstance(getattr(site["fn"], "base_dist", None), dist.Unit)
+
+
+def is_data(site: PyroSite) -> bool:
+    """A site observed with data, which neither deterministic sites nor factors are."""
+    return bool(site["is_observed"]) and not is_deterministic(site) and not is_factor(site)
+
+
+def plate_factor(site: PyroSite) -> float:
+    """What the site's plates have put into its scale: the product of full size / size."""
+    factor = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size is not None and frame.size not in (0, frame.full_size):
+            factor *= frame.full_size / frame.size
+    return factor
+
+
+def log_prob(site: PyroSite, *, unwrap: bool = False) -> Tensor:
+    """Log density with the user's own scale and mask, without the plates' scale; `unwrap` keeps event axes apart."""
+    fn, value = site["fn"], site["value"]
+    events = fn.reinterpreted_batch_ndims if unwrap else 0
+    density = (fn.base_dist if unwrap else fn).log_prob(value)
+    factor = plate_factor(site)
+    scale = site["scale"] if factor == 1.0 else site["scale"] / factor
+    mask, scale = (_append_axes(weight, events) for weight in (site["mask"], scale))
+    weighted: Tensor = scale_and_mask(density, scale, mask)
+    return weighted
+
+
+def _append_axes(weight: Any, events: int) -> Any:
+    if not isinstance(weight, Tensor) or weight.ndim == 0:
+        return weight
+    return weight.reshape(weight.shape + (1,) * events)

@@ -1,0 +1,101 @@
+"""Whether the observed values of all rows lie in the supports of their distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_scale.data import Data, Model
+from pyro_scale.errors import DataError, PyroScaleError
+from pyro_scale.handlers import FromPosition, Run, run, seeded
+from pyro_scale.records import PyroSite, is_data
+from pyro_scale.types import Position
+
+BLOCK_ROWS = 4096
+BLOCK_NUMBERS = 2**22
+"""The model is run on blocks of at most so many rows and numbers, unless its batches are larger anyway."""
+
+
+def check_support(
+    model: Model, data: Data, batch_size: int | None, reference: Run, elsewhere: Run, position: Position
+) -> None:
+    """Runs the model once over all rows, and evaluates supports only: a label of 2 may sit in any batch.
+
+    Args:
+        model: the Pyro model.
+        data: all rows.
+        batch_size: None if `reference` has seen all rows already.
+        reference: a run at `position`.
+        elsewhere: a run on the same rows at another position: supports that differ follow latent sites, and no
+            value can be called wrong beforehand.
+        position: unconstrained values of the latent sites.
+
+    Raises:
+        DataError: an observed value outside the support of its distribution.
+    """
+    names = [name for name, site in reference.sites.items() if is_data(site) and _bounded(site, elsewhere.sites[name])]
+    if not names:
+        return
+    whole = [(0, data.num_data, reference)]
+    for start, length, found in whole if batch_size is None else _blocks(model, data, batch_size, position):
+        for name in names:
+            if name in found.sites:
+                _check_site(found.sites[name], start, length)
+
+
+def _blocks(model: Model, data: Data, batch_size: int, position: Position) -> Iterator[tuple[int, int, Run]]:
+    """(first row, number of rows, run on them)."""
+    width = sum(value[0].numel() for value in data.rows.values())
+    block = max(batch_size, min(BLOCK_ROWS, BLOCK_NUMBERS // max(width, 1)))
+    for start in range(0, data.num_data, block):
+        rows = {name: value[start : start + block] for name, value in data.rows.items()}
+        try:
+            with torch.no_grad(), seeded(0, data.device):
+                found = run(model, data, rows, FromPosition(position))
+        except PyroScaleError:
+            raise
+        except Exception:  # a model of fixed size; the comparison of two numbers of rows reports it
+            return
+        yield start, min(block, data.num_data - start), found
+
+
+def _bounded(site: PyroSite, twin: PyroSite) -> bool:
+    """Whether a site has a support to check: not all real numbers, and the same wherever the latent sites are."""
+    try:
+        support, other = site["fn"].support, twin["fn"].support
+    except NotImplementedError:
+        return False
+    inner = support
+    while isinstance(inner, constraints.independent):
+        inner = inner.base_constraint
+    return inner not in (constraints.real, constraints.real_vector) and _equal(support, other)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, constraints.Constraint) and type(one) is type(other):
+        return all(_equal(value, vars(other).get(name)) for name, value in vars(one).items())
+    return one is other or bool(one == other)
+
+
+def _check_site(site: PyroSite, start: int, length: int) -> None:
+    fn, value = site["fn"], site["value"]
+    inside = fn.support.check(value)
+    for mask in (site["mask"], getattr(fn, "_mask", None)):
+        if mask is not None:  # what is masked may hold any number
+            inside = inside | ~torch.as_tensor(mask, device=inside.device, dtype=torch.bool)
+    if bool(inside.all()):
+        return
+    index = (~inside).nonzero()[0].tolist()
+    shown = value.expand(inside.shape + value.shape[inside.ndim :])[tuple(index)].tolist()
+    if length in inside.shape:  # the axis of the rows
+        index[inside.shape.index(length)] += start
+    raise DataError(
+        f"Site '{site['name']}' observes {shown} at index {index}, outside the support {fn.support} of its "
+        f"{type(getattr(fn, 'base_dist', fn)).__name__}. Correct the data or the model."
+    )
