@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -48,14 +48,15 @@ def build(groups: Mapping[str, Arrays], *, dims: Dims = _NONE, coords: Coords = 
         attrs: written on the root and every group. None is left out, bool becomes int, and what a netCDF attribute
             cannot hold and give back (dict, list of one, integer beyond 64 bits, ...) becomes JSON.
     """
-    return _wrap(_datasets(groups, dims, coords, attrs), _base_attrs(attrs, SAMPLE_DIMS))
+    attrs = _base_attrs(attrs)
+    return _wrap(_datasets(groups, dims, coords, attrs), attrs)
 
 
 def extend(
     idata: Any, groups: Mapping[str, Arrays], *, dims: Dims = _NONE, coords: Coords = _NONE, attrs: Attrs = _NONE
 ) -> Any:
     """Add groups to `idata` in place, replacing those of the same name, and return it; arguments as for `build`."""
-    for group, data in _datasets(groups, dims, coords, attrs).items():
+    for group, data in _datasets(groups, dims, coords, _base_attrs(attrs)).items():
         if isinstance(idata, xr.DataTree):
             idata[group] = xr.DataTree(data)
             continue
@@ -89,33 +90,37 @@ def write(idata: Any, path: str | os.PathLike[str]) -> None:
     target = Path(os.path.realpath(path))  # replace what a symbolic link points to, not the link
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"no folder to write {target.name!r} into", str(target.parent))
-    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=_storable(idata.attrs)), **_bare_datasets(idata)})
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=_storable(idata.attrs)), **_storable_datasets(idata)})
     with tempfile.TemporaryDirectory(prefix=f".{LIBRARY}-", dir=target.parent) as work:
         new = Path(work, "new")
         if engine == "h5netcdf":
             tree.to_netcdf(new, engine=engine)
             os.replace(new, target)
-        else:
-            _write_zarr(tree, new)
-            _replace_directory(new, target, Path(work, "old"))
+            return
+        with warnings.catch_warnings():  # without consolidated metadata, `arviz.from_zarr` warns at every reading
+            warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+            warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")  # of text labels
+            tree.to_zarr(new, mode="w-", zarr_format=3, consolidated=True)
+        _replace_directory(new, target, Path(work, "old"))
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """Read what `write` wrote under either ArviZ, whole; other files are a FileFormatError, none a FileNotFoundError."""
+    """Read what `write` wrote under either ArviZ into memory; anything else at `path` is a FileFormatError."""
     path = Path(path)
     engine = _engine(path)
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, f"no {LIBRARY} file", str(path))
-    # Zarr's format 2 may name pickle as a filter and so run code; format 3, which `write` makes, has no such filter.
+    # A file in zarr's format 2 may name pickle as its codec, and so run code; format 3, which `write` makes, cannot.
     options: dict[str, Any] = {"zarr_format": 3, "consolidated": False} if engine == "zarr" else {}
     try:
         with xr.open_datatree(path, engine=engine, **options) as tree:
             _check_origin(tree, path)
-            return _wrap(_bare_datasets(tree), _storable(tree.attrs))
+            datasets, attrs = _storable_datasets(tree), _storable(tree.attrs)
     except (FileFormatError, MemoryError, PermissionError):
         raise
     except Exception as error:  # h5py, zarr and xarray share no exception for "not this format"
         raise _foreign(path, f"a file that {engine} cannot read ({type(error).__name__}: {error})") from error
+    return _wrap(datasets, attrs)
 
 
 def _datasets(groups: Mapping[str, Arrays], dims: Dims, coords: Coords, attrs: Attrs) -> dict[str, xr.Dataset]:
@@ -130,13 +135,15 @@ def _dataset(group: str, arrays: Arrays, dims: Dims, labels: Arrays, attrs: Attr
     variables = {}
     for site, array in arrays.items():
         values = _values(group, site, array)
-        axes: list[str] = []
-        wanted = [*sample_dims, *dims.get(site, ()), *[None] * values.ndim]
-        for axis, size in enumerate(values.shape):
-            default = f"{names[site]}_dim_{axis - len(sample_dims)}"
-            axes.append(_add_dimension(wanted[axis], default, size, {*axes, *names.values()}, labels, index))
+        axes = list(sample_dims)
+        for dim, size in zip(sample_dims, values.shape, strict=False):
+            index.setdefault(dim, _fitting(size, labels.get(dim)))
+        wanted = [*dims.get(site, ()), *[None] * values.ndim]
+        for axis, size in enumerate(values.shape[len(sample_dims) :]):
+            taken = {*axes, *names.values()}
+            axes.append(_add_dimension(wanted[axis], f"{names[site]}_dim_{axis}", size, taken, labels, index))
         variables[names[site]] = (axes, values)
-    return xr.Dataset(variables, coords=index, attrs=_base_attrs(attrs, sample_dims))
+    return xr.Dataset(variables, coords=index, attrs={**attrs, "sample_dims": [*sample_dims]})
 
 
 def _no_slash(name: str) -> str:
@@ -171,19 +178,94 @@ def _add_dimension(
         known = index.get(name, labels.get(name))
         if name not in taken and (known is None or known.shape == (size,)):
             break
-    inherited = labels.get(asked[0]) if asked else None
-    fitting = (values for values in (known, inherited) if values is not None and values.shape == (size,))
-    index[name] = next(fitting, np.arange(size))
+    index[name] = _fitting(size, known, labels.get(asked[0]) if asked else None)
     return name
 
 
-def _base_attrs(given: Attrs, sample_dims: Sequence[str]) -> dict[str, Any]:
+def _fitting(size: int, *labels: NDArray[Any] | None) -> NDArray[Any]:
+    return next((values for values in labels if values is not None and values.shape == (size,)), np.arange(size))
+
+
+def _base_attrs(given: Attrs) -> dict[str, Any]:
     try:
         version: str | None = importlib.metadata.version(LIBRARY)
     except importlib.metadata.PackageNotFoundError:  # a source folder that was not installed
         version = None
-    made = {"created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(), "creation_library": LIBRARY}
-    made |= {"creation_library_language": "Python", "inference_library": LIBRARY}
-    versions = {"creation_library_version": version, "inference_library_version": version}
-    # `made` last where `read` depends on it
-    return _storable({**made, **versions, "sample_dims": sample_dims, **given, "creation_library": LIBRARY})
+    base = {
+        "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "creation_library_version": version,
+        "creation_library_language": "Python",
+        "inference_library": LIBRARY,
+        "inference_library_version": version,
+        "sample_dims": SAMPLE_DIMS,
+    }
+    return _storable({**base, **given, "creation_library": LIBRARY})  # last: `read` goes by it
+
+
+def _storable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    return {name: _storable_value(_plain(value)) for name, value in attrs.items() if value is not None}
+
+
+def _storable_value(value: Any) -> Any:
+    """What netCDF and zarr both give back unchanged; netCDF turns a list of one into its item."""
+    if isinstance(value, bool):
+        return int(value)
+    is_list = isinstance(value, list | tuple)
+    items = [_plain(item) for item in value] if is_list else [value]
+    kinds = {type(item) for item in items}
+    fit = all(-(2**63) <= item < 2**63 for item in items if isinstance(item, int))
+    if fit and (kinds <= {str} or kinds <= {int, float}) and not (is_list and len(items) == 1):
+        return items if is_list else value
+    return json.dumps(value, default=lambda x: _plain(x) if isinstance(x, np.generic | np.ndarray) else str(x))
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _wrap(datasets: Mapping[str, xr.Dataset], attrs: Attrs) -> Any:
+    arviz: Any = importlib.import_module("arviz")  # here, since it takes seconds and may warn
+    if int(arviz.__version__.split(".")[0]) >= 1:  # 1.x also answers to `InferenceData`, with a warning
+        return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **datasets})
+    return arviz.InferenceData(attrs=attrs, **datasets)
+
+
+def _storable_datasets(idata: Any) -> dict[str, xr.Dataset]:
+    groups = {group: dataset(idata, group) for group in group_names(idata)}
+    for data in groups.values():
+        data.attrs = _storable(data.attrs)
+    return groups
+
+
+def _engine(path: Path) -> Literal["h5netcdf", "zarr"]:
+    engines: dict[str, Literal["h5netcdf", "zarr"]] = {".nc": "h5netcdf", ".zarr": "zarr"}
+    if path.suffix not in engines:
+        raise FileFormatError(f"{path}: got the suffix {path.suffix!r}, wanted .nc (netCDF) or .zarr (zarr directory)")
+    module = importlib.import_module(engines[path.suffix])  # xarray would call one not installed "unrecognized"
+    if path.suffix == ".zarr" and int(module.__version__.split(".")[0]) < 3:
+        raise ImportError(f"{path}: got zarr {module.__version__}, wanted zarr 3 (Python 3.11 or later), or use .nc")
+    return engines[path.suffix]
+
+
+def _replace_directory(new: Path, target: Path, aside: Path) -> None:
+    if target.exists():
+        if not (target / "zarr.json").exists():
+            raise FileExistsError(errno.EEXIST, "will not replace what is not a zarr directory", str(target))
+        os.replace(target, aside)
+    try:
+        os.replace(new, target)
+    except BaseException:
+        if aside.exists():
+            os.replace(aside, target)
+        raise
+
+
+def _check_origin(tree: xr.DataTree, path: Path) -> None:
+    found = [node.attrs.get("creation_library") for node in (tree, tree.children.get("posterior", tree))]
+    if LIBRARY not in found:
+        raise _foreign(path, f"a file with creation_library {found[0] or found[1]!r}")
+
+
+def _foreign(path: Path, got: str) -> FileFormatError:
+    remedy = f"open files of other programs with arviz.from_{'zarr' if path.suffix == '.zarr' else 'netcdf'}"
+    return FileFormatError(f"{path}: got {got}, wanted one written by {LIBRARY}; {remedy}")
