@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -94,7 +94,7 @@ def write(idata: Any, path: str | os.PathLike[str]) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{LIBRARY}-", dir=target.parent) as work:
         new = Path(work, "new")
         if engine == "h5netcdf":
-            tree.to_netcdf(new, engine=engine)
+            tree.to_netcdf(new, engine="h5netcdf")
             os.replace(new, target)
             return
         with warnings.catch_warnings():  # without consolidated metadata, `arviz.from_zarr` warns at every reading
@@ -114,7 +114,9 @@ def read(path: str | os.PathLike[str]) -> Any:
     options: dict[str, Any] = {"zarr_format": 3, "consolidated": False} if engine == "zarr" else {}
     try:
         with xr.open_datatree(path, engine=engine, **options) as tree:
-            _check_origin(tree, path)
+            authors = [node.attrs.get("creation_library") for node in (tree, tree.children.get("posterior", tree))]
+            if LIBRARY not in authors:
+                raise _foreign(path, f"a file with creation_library {authors[0] or authors[1]!r}")
             datasets, attrs = _storable_datasets(tree), _storable(tree.attrs)
     except (FileFormatError, MemoryError, PermissionError):
         raise
@@ -124,7 +126,7 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 def _datasets(groups: Mapping[str, Arrays], dims: Dims, coords: Coords, attrs: Attrs) -> dict[str, xr.Dataset]:
-    labels = {_no_slash(dim): np.asarray(values) for dim, values in coords.items()}
+    labels = {dim.replace("/", ":"): np.asarray(values) for dim, values in coords.items()}
     return {group: _dataset(group, arrays, dims, labels, attrs) for group, arrays in groups.items() if arrays}
 
 
@@ -146,14 +148,10 @@ def _dataset(group: str, arrays: Arrays, dims: Dims, labels: Arrays, attrs: Attr
     return xr.Dataset(variables, coords=index, attrs={**attrs, "sample_dims": [*sample_dims]})
 
 
-def _no_slash(name: str) -> str:
-    return name.replace("/", ":")
-
-
 def _variable_names(sites: Collection[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for site in sorted(sites, key=lambda site: "/" in site):  # a plain name goes first, and so keeps itself
-        name = _no_slash(site)
+        name = site.replace("/", ":")
         while name in {*SAMPLE_DIMS, *names.values()}:
             name += "_"
         names[site] = name
@@ -173,7 +171,7 @@ def _add_dimension(
     wanted: str | None, default: str, size: int, taken: Collection[str], labels: Arrays, index: dict[str, NDArray[Any]]
 ) -> str:
     """Name an axis and label it in `index`: the first of wanted, wanted_dim, default, default_dim, ... that can be."""
-    asked = [] if wanted is None else [_no_slash(wanted), f"{_no_slash(wanted)}_dim"]
+    asked = [] if wanted is None else [wanted.replace("/", ":") + end for end in ("", "_dim")]
     for name in itertools.chain(asked, (default + "_dim" * k for k in itertools.count())):
         known = index.get(name, labels.get(name))
         if name not in taken and (known is None or known.shape == (size,)):
@@ -203,24 +201,21 @@ def _base_attrs(given: Attrs) -> dict[str, Any]:
 
 
 def _storable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    return {name: _storable_value(_plain(value)) for name, value in attrs.items() if value is not None}
+    return {name: _storable_value(value) for name, value in attrs.items() if value is not None}
 
 
 def _storable_value(value: Any) -> Any:
     """What netCDF and zarr both give back unchanged; netCDF turns a list of one into its item."""
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     if isinstance(value, bool):
         return int(value)
     is_list = isinstance(value, list | tuple)
-    items = [_plain(item) for item in value] if is_list else [value]
+    items = [item.item() if isinstance(item, np.generic) else item for item in value] if is_list else [value]
     kinds = {type(item) for item in items}
     fit = all(-(2**63) <= item < 2**63 for item in items if isinstance(item, int))
     if fit and (kinds <= {str} or kinds <= {int, float}) and not (is_list and len(items) == 1):
         return items if is_list else value
-    return json.dumps(value, default=lambda x: _plain(x) if isinstance(x, np.generic | np.ndarray) else str(x))
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    return json.dumps(value, default=lambda x: x.tolist() if isinstance(x, np.generic | np.ndarray) else str(x))
 
 
 def _wrap(datasets: Mapping[str, xr.Dataset], attrs: Attrs) -> Any:
@@ -237,14 +232,14 @@ def _storable_datasets(idata: Any) -> dict[str, xr.Dataset]:
     return groups
 
 
-def _engine(path: Path) -> Literal["h5netcdf", "zarr"]:
-    engines: dict[str, Literal["h5netcdf", "zarr"]] = {".nc": "h5netcdf", ".zarr": "zarr"}
-    if path.suffix not in engines:
+def _engine(path: Path) -> str:
+    engine = {".nc": "h5netcdf", ".zarr": "zarr"}.get(path.suffix)
+    if engine is None:
         raise FileFormatError(f"{path}: got the suffix {path.suffix!r}, wanted .nc (netCDF) or .zarr (zarr directory)")
-    module = importlib.import_module(engines[path.suffix])  # xarray would call one not installed "unrecognized"
-    if path.suffix == ".zarr" and int(module.__version__.split(".")[0]) < 3:
+    module = importlib.import_module(engine)  # xarray would call one that is not installed "unrecognized"
+    if engine == "zarr" and int(module.__version__.split(".")[0]) < 3:
         raise ImportError(f"{path}: got zarr {module.__version__}, wanted zarr 3 (Python 3.11 or later), or use .nc")
-    return engines[path.suffix]
+    return engine
 
 
 def _replace_directory(new: Path, target: Path, aside: Path) -> None:
@@ -258,12 +253,6 @@ def _replace_directory(new: Path, target: Path, aside: Path) -> None:
         if aside.exists():
             os.replace(aside, target)
         raise
-
-
-def _check_origin(tree: xr.DataTree, path: Path) -> None:
-    found = [node.attrs.get("creation_library") for node in (tree, tree.children.get("posterior", tree))]
-    if LIBRARY not in found:
-        raise _foreign(path, f"a file with creation_library {found[0] or found[1]!r}")
 
 
 def _foreign(path: Path, got: str) -> FileFormatError:
