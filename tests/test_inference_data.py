@@ -374,6 +374,14 @@ def test_attributes_that_users_add_are_made_storable(tmp_path: Path, suffix: str
     assert (attrs["good"], attrs["args"]) == (1, '{"a": 1}')
 
 
+@pytest.mark.parametrize("cleared", ["root", "posterior"])
+def test_one_mark_is_enough(tmp_path: Path, cleared: str) -> None:
+    idata = inference_data.build({"posterior": {"x": draws()}})
+    (idata if cleared == "root" else idata["posterior"]).attrs.clear()
+    inference_data.write(idata, tmp_path / "a.nc")
+    assert_same(inference_data.read(tmp_path / "a.nc"), idata)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_write_replaces_an_older_file(tmp_path: Path, suffix: str) -> None:
     path, new = tmp_path / f"a{suffix}", inference_data.build({"posterior": {"x": draws()}})
