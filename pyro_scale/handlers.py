@@ -6,18 +6,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution, biject_to
+from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_scale.data import Data, Model
 from pyro_scale.errors import ArgumentError, DiscreteSiteError, MinibatchError, ModelError
 from pyro_scale.records import PyroSite as PyroSite
-from pyro_scale.records import is_data, is_plate_index, parts_of
+from pyro_scale.records import is_data, is_plate_index, validation
 from pyro_scale.types import Position
 
 START_RADIUS = 2.0
@@ -51,13 +50,13 @@ def run(
     """
     with ExitStack() as stack:
         stack.enter_context(defaults(data.dtype, data.device))
-        stack.enter_context(_validation(validate))
+        stack.enter_context(validation(validate))
         stack.enter_context(poutine.block())
         tracer = stack.enter_context(poutine.trace())
         if sample_observed:
             stack.enter_context(poutine.uncondition())
         stack.enter_context(source)
-        stack.enter_context(_Prepare(validate))
+        stack.enter_context(_Prepare())
         model(**rows, **data.constants)
     nodes: Any = tracer.trace.nodes
     sites = {name: node for name, node in nodes.items() if node["type"] == "sample" and not is_plate_index(node)}
@@ -135,18 +134,11 @@ class FromValues(LatentSource):
 
 
 class _Prepare(Messenger):
-    """Casts observations at their site, silences validation of distributions made before the run, refuses params."""
-
-    def __init__(self, validate: bool) -> None:
-        super().__init__()
-        self.validate = validate
-        self.silenced: list[dict[str, Any]] = []
+    """Casts observations at their site, and refuses params."""
 
     def _pyro_sample(self, msg: PyroSite) -> None:
         if is_data(msg) and msg["value"] is not None:
             msg["value"] = torch.as_tensor(msg["value"]).to(torch.zeros(()))
-        if not self.validate:
-            self._silence(msg["fn"])
 
     def _pyro_param(self, msg: PyroSite) -> None:
         # before Pyro puts it in its global store
@@ -154,19 +146,6 @@ class _Prepare(Messenger):
             f"'{msg['name']}' is a pyro.param, which has no posterior. Give it a prior with pyro.sample (in a "
             "PyroModule: PyroSample), or pass its value in constants."
         )
-
-    def _silence(self, fn: Any) -> None:
-        if vars(fn).get("_validate_args"):
-            self.silenced.append(vars(fn))
-            vars(fn)["_validate_args"] = False
-        for part in parts_of(fn):
-            self._silence(part)
-
-    def __exit__(self, *exception: Any) -> Any:
-        for attributes in self.silenced:
-            attributes["_validate_args"] = True
-        self.silenced.clear()
-        return super().__exit__(*exception)
 
 
 def bijection(site: PyroSite) -> Any:
@@ -221,17 +200,6 @@ def defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
                 yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def _validation(enabled: bool) -> Iterator[None]:
-    """Pyro's validation on or off; restores torch's flag too, which Pyro overwrites with its own."""
-    before = Distribution._validate_args
-    try:
-        with pyro.validation_enabled(enabled):
-            yield
-    finally:
-        Distribution.set_default_validate_args(before)
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def checked_seed(seed: object) -> int:
 
 def derived_seeds(seed: int, count: int) -> list[int]:
     """Seeds for the separate generators of a run: the same for the same seed, and unrelated to one another."""
-    generator = torch.Generator().manualchecked_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(2**62, (count,), generator=generator).tolist()
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import Distribution
 
 PyroSite = dict[str, Any]
+Kind = Literal["latent", "observed", "factor", "deterministic"]
 
 
 def parts_of(fn: Any) -> Iterator[Any]:
@@ -19,6 +23,37 @@ def parts_of(fn: Any) -> Iterator[Any]:
     for part in list(vars(fn).values()):
         if isinstance(part, torch.distributions.Distribution):
             yield part
+
+
+@contextmanager
+def validation(enabled: bool) -> Iterator[None]:
+    """Pyro's validation on or off; restores torch's flag too, which Pyro overwrites with its own."""
+    before = Distribution._validate_args
+    try:
+        with pyro.validation_enabled(enabled):
+            yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def unvalidated(fn: Any) -> Iterator[None]:
+    """No check of values, which reads them and so cannot be recorded; not even where a distribution asks for it."""
+    asking = [vars(part) for part in _all_parts(fn) if vars(part).get("_validate_args")]
+    for attributes in asking:
+        attributes["_validate_args"] = False
+    try:
+        with validation(False):
+            yield
+    finally:
+        for attributes in asking:
+            attributes["_validate_args"] = True
+
+
+def _all_parts(fn: Any) -> Iterator[Any]:
+    yield fn
+    for part in parts_of(fn):
+        yield from _all_parts(part)
 
 
 def is_plate_index(site: PyroSite) -> bool:
@@ -41,6 +76,29 @@ def is_data(site: PyroSite) -> bool:
     return bool(site["is_observed"]) and not is_deterministic(site) and not is_factor(site)
 
 
+def kind_of(site: PyroSite) -> Kind:
+    """What role a site plays."""
+    if is_deterministic(site):
+        return "deterministic"
+    if is_factor(site):
+        return "factor"
+    return "observed" if is_data(site) else "latent"
+
+
+def holds(site: PyroSite, given: Tensor) -> bool:
+    """Whether a site's value is that of an argument, in whatever type."""
+    value = site["value"]
+    return given.shape == value.shape and torch.equal(given.to(value.dtype), value)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Equal shapes, and values up to rounding."""
+    if one.shape != other.shape:
+        return False
+    tolerance = 1e-9 if one.dtype == torch.float64 else 1e-4
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
 def plate_factor(site: PyroSite) -> float:
     """What the site's plates have put into its scale: the product of full size / size."""
     factor = 1.0
@@ -54,7 +112,8 @@ def log_prob(site: PyroSite, *, unwrap: bool = False) -> Tensor:
     """Log density with the user's own scale and mask, without the plates' scale; `unwrap` keeps event axes apart."""
     fn, value = site["fn"], site["value"]
     events = fn.reinterpreted_batch_ndims if unwrap else 0
-    density = (fn.base_dist if unwrap else fn).log_prob(value)
+    with unvalidated(fn):
+        density = (fn.base_dist if unwrap else fn).log_prob(value)
     factor = plate_factor(site)
     scale = site["scale"] if factor == 1.0 else site["scale"] / factor
     mask, scale = (_append_axes(weight, events) for weight in (site["mask"], scale))
