@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+
 from pyro_scale.errors import ArgumentError
-from pyro_scale.inference_data import dataset
 from pyro_scale.posterior import Posterior
 
 COLUMNS = ["mean", "sd", "mean_error", "mcse", "sd_ratio", "ess_bulk", "r_hat", "ess_per_s"]
@@ -36,7 +36,8 @@ def compare(*posteriors: Posterior, reference: Posterior | None = None) -> pd.Da
         >>> import torch
         >>> def made(shift):
         ...     draws = {"mu": shift + torch.randn(4, 500, generator=torch.Generator().manual_seed(0))}
-        ...     return Posterior(draws, sample_stats={}, num_steps=500, step_size=None, timing={"sample": 1.0}, settings={})
+        ...     about = {"num_steps": 500, "step_size": None, "timing": {"sample": 1.0}, "settings": {}}
+        ...     return Posterior(draws, sample_stats={}, **about)
         >>> table = compare(made(0.5), reference=made(0.0))
         >>> round(float(table.loc[("unknown 2", "mu"), "mean_error"]), 1)
         0.5
@@ -107,6 +108,4 @@ def _judge(table: pd.DataFrame, base: pd.DataFrame, posterior: Posterior, *, is_
 
 def _labels(posteriors: list[Posterior]) -> list[str]:
     names = [str(posterior.settings.get("method", "unknown")) for posterior in posteriors]
-    return [
-        name if names.count(name) == 1 else f"{name} {1 + names[:i].count(name)}" for i, name in enumerate(names)
-    ]
+    return [name if names.count(name) == 1 else f"{name} {1 + names[:i].count(name)}" for i, name in enumerate(names)]

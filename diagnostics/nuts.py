@@ -9,17 +9,19 @@ from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
 from pyro_scale import tree
 from pyro_scale.capture import record_or_keep
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model
+from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError, StartError
 from pyro_scale.inference import check_count, checked_seed, derived_seeds
-from pyro_scale.mode import Whitened, find_mode
+from pyro_scale.mode import find_mode
 from pyro_scale.posterior import Posterior
-from pyro_scale.sample import over_draws
-from torch import Tensor
-from torch.func import grad_and_value
+from pyro_scale.whitening import Whitened
 
 from .nuts_samplers import Potential, sample_nutpie, sample_pyro
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pyro.infer.mcmc import MCMC, NUTS
-from pyro_scale.handlers import seeded
 from torch import Tensor
+
+from pyro_scale.handlers import seeded
 
 
 class Run(NamedTuple):
@@ -51,7 +52,7 @@ class _Energy(torch.autograd.Function):
         return -value
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return -upstream * gradient, None
 
@@ -60,13 +61,14 @@ def sample_pyro(
     potential: Potential, starts: Sequence[Tensor], num_samples: int, warmup_steps: int, seeds: Sequence[int]
 ) -> Run:
     """Pyro's NUTS, one chain after another."""
-    chains = [_pyro_chain(potential, *pair, num_samples, warmup_steps) for pair in zip(starts, seeds, strict=False)]
+    chains = [_pyro_chain(potential, *pair, num_samples, warmup_steps) for pair in zip(starts, seeds, strict=True)]
     stats = {name: torch.stack([chain.stats[name] for chain in chains]) for name in chains[0].stats}
     return Run(torch.stack([chain.draws for chain in chains]), stats)
 
 
 def _pyro_chain(potential: Potential, start: Tensor, seed: int, num_samples: int, warmup_steps: int) -> Run:
-    kernel = NUTS(potential_fn=lambda values: _Energy.apply(values["z"], potential))
+    energy: Any = _Energy.apply
+    kernel = NUTS(potential_fn=lambda values: energy(values["z"], potential))
     rows: list[tuple[float, float, float]] = []
 
     def hook(kernel: Any, samples: Any, stage: str, i: int) -> None:
@@ -106,7 +108,7 @@ def sample_nutpie(
         return float(value), gradient.double().cpu().numpy()
 
     parts = []
-    for start, seed in zip(starts, seeds, strict=False):
+    for start, seed in zip(starts, seeds, strict=True):
         compiled = from_pyfunc(
             size,
             lambda: log_posterior,

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from .problem import Moments, Problem
 
+_REFERENCE: dict[str, tuple[float | list[float], float | list[float]]] = {
+    "mu": (4.4, 3.3),
+}
+
 
 def schools_noncentered(sigma: Tensor, y: Tensor | None = None) -> None:
     """Effects theta = mu + tau * theta_trans of each school, observed with known standard errors sigma."""

@@ -1,28 +1,24 @@
 """Bayesian inference for ordinary Pyro models, from minibatches, at any size."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyro_scale import errors, kernels, schedules
 from pyro_scale.compile import CompiledModel, compile_model
+from pyro_scale.files import load
 from pyro_scale.inference import infer
-from pyro_scale.posterior import Posterior, load
+from pyro_scale.posterior import Posterior
 from pyro_scale.predict import Prediction
-
-if TYPE_CHECKING:
-    from pyro_scale import diagnostics, models
 
 __all__ = [
     "CompiledModel",
     "Posterior",
     "Prediction",
     "compile_model",
-    "diagnostics",
     "errors",
     "infer",
     "kernels",
     "load",
-    "models",
     "schedules",
 ]
 __version__ = "0.1.0"

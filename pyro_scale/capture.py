@@ -57,7 +57,7 @@ def record(function: Function, *example: Any) -> Function:
     try:
         with torch.no_grad():
             graph = make_fx(functionalize(flat))(*(leaves[i] for i in where))
-    except Exception as error:  # noqa: BLE001  # torch raises a dozen types here, and a user's model any
+    except Exception as error:  # torch raises a dozen types here, and a user's model any
         raise CaptureError(_first_line(error)) from error
     _fold_constants(graph)
 
@@ -88,7 +88,7 @@ def fastest(function: Function, mapped: tuple[bool, ...], *example: Any) -> tupl
     try:
         with torch.no_grad():
             expected = vectorised(*example)
-    except Exception as error:  # noqa: BLE001  # whatever vmap cannot do; what is the model's own fault is raised below
+    except Exception as error:  # whatever vmap cannot do; what is the model's own fault is raised below
         one_chain = _chain(0, mapped, example)
         with torch.no_grad():
             expected = function(*one_chain)
@@ -116,7 +116,11 @@ def _recorded(function: Function, example: tuple[Any, ...], expected: Any) -> tu
     except CaptureError as error:
         return function, "eager", [f"Capture failed: {error}."]
     if not _agree(captured(*example), expected):
-        return function, "eager", ["The captured graph gives other values: the model reads state besides its arguments."]
+        return (
+            function,
+            "eager",
+            ["The captured graph gives other values: the model reads outside state."],
+        )
     return captured, "captured", []
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_scale.compile import CompiledModel
+from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError
 from pyro_scale.handlers import FromPosition, FromValues, run, seeded
-from pyro_scale.sample import over_draws
 
 PRIOR_DRAWS = 500
 

@@ -85,7 +85,7 @@ def infer(
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
-        >>> posterior = infer(model, {"y": torch.ones(100)}, "sghmc", num_samples=50, num_chains=2, batch_size=10, seed=0)
+        >>> posterior = infer(model, {"y": torch.ones(100)}, num_samples=50, num_chains=2, batch_size=10, seed=0)
         >>> posterior.draws["mu"].shape
         torch.Size([2, 50])
     """
@@ -110,11 +110,11 @@ def infer(
 def _result(compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains, seed: int) -> Posterior:
     num_draws = chains.log_posterior.shape[1]
     posterior = Posterior.from_chains(compiled, kernel, plan, chains, seed) if num_draws else None
-    if chains.failure is None:
+    if chains.ending is None:
         assert posterior is not None
         return posterior
-    message = f"The run ended early: {chains.failure}"
-    if chains.failed:
+    message = f"The run ended early: {chains.ending.reason}"
+    if chains.ending.failed:
         drawn = f"The {num_draws} draws a chain made before are in this error's `posterior`." if num_draws else ""
         raise NonFiniteError(f"{message} {drawn}".strip(), posterior)
     if posterior is None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_scale import tree
 from pyro_scale.batches import Permutations
 from pyro_scale.compile import CompiledModel
 from pyro_scale.schedules import as_schedule
@@ -16,6 +15,27 @@ from pyro_scale.types import Kernel, Noise, Settings, Shapes
 
 CHUNK_STEPS = 256
 CHUNK_NUMBERS = 2**22
+
+
+class Chunk(NamedTuple):
+    """Inputs of consecutive steps, each tensor with a leading step axis.
+
+    Attributes:
+        indices: rows of the minibatches, `(num_steps, num_chains, batch_size)`; None in full batch.
+        noise: tree of standard normals, `(num_steps, num_chains, *shape)`.
+        settings: step sizes and temperatures, `(num_steps,)`.
+    """
+
+    indices: Tensor | None
+    noise: Noise
+    settings: Settings
+
+    def steps(self, most: int) -> Iterator[tuple[Tensor | None, Noise, Settings]]:
+        """Inputs of one step after another, of the first `most` at the most."""
+        for i in range(min(most, len(self.settings.step_size))):
+            noise = {name: leaf[i] for name, leaf in self.noise.items()} if self.noise else ()
+            indices = None if self.indices is None else self.indices[i]
+            yield indices, noise, Settings(self.settings.step_size[i], self.settings.temperature[i])
 
 
 class Inputs:
@@ -49,16 +69,25 @@ class Inputs:
             drawn[name] = torch.randn(size, generator=self.noise_generator, dtype=self.dtype, device=self.device)
         return drawn if self.shapes else ()
 
-    def steps(self, num_steps: int) -> Iterator[tuple[Tensor | None, Noise, Settings]]:
-        """Indices, noise and settings of one step after another."""
-        for start in range(0, num_steps, self.chunk_steps):
-            count = min(self.chunk_steps, num_steps - start)
-            noise = self.noise(self.chunk_steps, self.num_chains)
-            indices = None if self.batches is None else self.batches.draw(self.chunk_steps).to(self.device)
-            settings = self.settings(start, count)
-            for i in range(count):
-                here = tree.map(lambda leaf, i=i: leaf[i], noise) if noise else ()
-                yield None if indices is None else indices[i], here, Settings(*(value[i] for value in settings))
+    def draw(self, start: int) -> Chunk:
+        """The next chunk of inputs; the settings are those of step `start` and the ones after it."""
+        noise = self.noise(self.chunk_steps, self.num_chains)
+        indices = None if self.batches is None else self.batches.draw(self.chunk_steps).to(self.device)
+        return Chunk(indices, noise, self.settings(start, self.chunk_steps))
+
+    def state(self) -> dict[str, Tensor]:
+        """States of the generators, and the rows that the current permutations have left."""
+        state = {"noise": self.noise_generator.get_state()}
+        if self.batches is not None:
+            state |= {"rows": self.batches.generator.get_state(), "remaining": self.batches.remaining.clone()}
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes back to a state."""
+        self.noise_generator.set_state(state["noise"])
+        if self.batches is not None:
+            self.batches.generator.set_state(state["rows"])
+            self.batches.remaining = state["remaining"].clone()
 
     def example(self) -> tuple[Tensor | None, Noise, Settings]:
         """Inputs of one step that use up no random number: rows 0, 1, ..., and noise of 0."""

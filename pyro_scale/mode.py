@@ -1,4 +1,4 @@
-r"""Posterior mode, curvature there, and whitening: the change of variables that makes the curvature 1 per datum.
+r"""Posterior mode, and the curvature there.
 
 Newton's direction is $V |\Lambda|^{-1} V^\top g$ with $-H = V \Lambda V^\top$: absolute eigenvalues keep it an ascent
 direction where the log posterior is not concave (Nocedal & Wright (2006), section 3.4). The step is halved until the
@@ -91,16 +91,13 @@ def newton(target: LogPosterior, batches: Sequence[Batch], start: Position) -> M
     vector = tree.ravel(start).detach().clone()
     precise = vector.dtype == torch.float64
     tolerance = 1e-9 if precise else 1e-3
-
-    def total(candidate: Tensor) -> Tensor:
-        position = tree.unravel(candidate, like)
-        return torch.stack([target(position, batch) / batch.scale for batch in batches]).sum()
-
+    total = _over_rows(target, batches, like)
     converged, steps, value = False, 0, total(vector)
-    for steps in range(1, MAX_NEWTON_STEPS + 1):
+    while steps < MAX_NEWTON_STEPS:
+        steps += 1
         gradient, value = grad_and_value(total)(vector)
         eigenvalues, basis = torch.linalg.eigh(_negative_hessian(total, vector))
-        direction = basis @ ((basis.T @ gradient) / _positive(eigenvalues))
+        direction = basis @ ((basis.T @ gradient) / absolute(eigenvalues))
         decrement = float(gradient @ direction) / 2
         if decrement < tolerance:
             converged = bool(eigenvalues.min() > 0)
@@ -130,17 +127,12 @@ def _backtrack(
 
 
 def _negative_hessian(total: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+    hessian: Tensor
     try:
         hessian = jacrev(grad(total))(vector)
     except RuntimeError:  # a model that vmap cannot take: one row of the Hessian at a time
         hessian = jacrev(grad(total), chunk_size=1)(vector)
     return -(hessian + hessian.T) / 2
-
-
-def _positive(eigenvalues: Tensor) -> Tensor:
-    """Absolute values, kept off 0 relative to the largest."""
-    size = eigenvalues.abs()
-    return size.clamp(min=float(size.max()) * torch.finfo(size.dtype).eps * len(size)).clamp(min=1e-30)
 
 
 def adam(compiled: CompiledModel, start: Position, seed: int, *, learning_rate: float = 0.05) -> tuple[Any, bool, int]:
@@ -186,80 +178,33 @@ def _stalled(before: Tensor, now: Tensor) -> bool:
 
 
 def negative_hessian_diagonal(target: LogPosterior, batches: Sequence[Batch], position: Position) -> Tensor:
-    """Diagonal of minus the Hessian over all rows, exactly, by one Hessian-vector product a coordinate."""
-    like = tree.shapes(position)
+    """Diagonal of minus the Hessian over all rows, exactly, by one Hessian-vector product a coordinate; `(d,)`."""
+    total = _over_rows(target, batches, tree.shapes(position))
     vector = tree.ravel(position)
-    diagonal = torch.zeros_like(vector)
-    for batch in batches:
 
-        def gradient(candidate: Tensor, batch: Batch = batch) -> Tensor:
-            return grad(lambda v: target(tree.unravel(v, like), batch) / batch.scale)(candidate)
+    def entry(index: Tensor) -> Tensor:
+        direction = torch.nn.functional.one_hot(index, len(vector)).to(vector)
+        slope: Tensor = grad(lambda v: grad(total)(v) @ direction)(vector)
+        return -slope @ direction
 
-        def entry(index: Tensor, gradient: Callable[[Tensor], Tensor] = gradient) -> Tensor:
-            direction = torch.nn.functional.one_hot(index, len(vector)).to(vector)
-            return grad(lambda v: gradient(v) @ direction)(vector) @ direction
-
-        chunks = torch.arange(len(vector), device=vector.device).split(HESSIAN_CHUNK)
-        diagonal -= torch.cat([vmap(entry)(chunk) for chunk in chunks])
-    return diagonal
+    chunks = torch.arange(len(vector), device=vector.device).split(HESSIAN_CHUNK)
+    return torch.cat([vmap(entry)(chunk) for chunk in chunks])
 
 
-class Whitened:
-    r"""A target in the coordinates z with position = mode + L z and $L L^\top = (-H / \text{num\_data})^{-1}$.
+def _over_rows(
+    target: LogPosterior, batches: Sequence[Batch], like: dict[str, torch.Size]
+) -> Callable[[Tensor], Tensor]:
+    """The log posterior over all rows as a function of the raveled position."""
 
-    Its posterior has curvature 1 per datum at the mode, so z has variance temperature / num_data there, like an
-    unwhitened model of unit curvature. The value is that of the target: the constant log|det L| is left out.
+    def total(vector: Tensor) -> Tensor:
+        position = tree.unravel(vector, like)
+        return torch.stack([target(position, batch) / batch.scale for batch in batches]).sum()
 
-    Args:
-        target: what is whitened; its other functions are forwarded.
-        mode: position and negative Hessian; directions of negative curvature count by their absolute value.
-        num_data: N; 1 gives z unit variance.
-    """
+    return total
 
-    def __init__(self, target: Any, mode: Mode, num_data: int) -> None:
-        self.target = target
-        self.shapes = tree.shapes(mode.position)
-        self.mode = tree.ravel(mode.position)
-        curvature = mode.negative_hessian / num_data
-        if curvature.ndim == 1:
-            self.factor, self.inverse = _positive(curvature).rsqrt(), _positive(curvature).sqrt()
-        else:
-            eigenvalues, basis = torch.linalg.eigh(curvature)
-            roots = _positive(eigenvalues).sqrt()
-            self.factor, self.inverse = basis / roots, (basis * roots).T
 
-    def position(self, z: Position) -> Position:
-        """The target's position."""
-        flat = tree.ravel(z)
-        step = self.factor * flat if self.factor.ndim == 1 else self.factor @ flat
-        return tree.unravel(self.mode + step, self.shapes)
-
-    def coordinates(self, position: Position) -> Position:
-        """The inverse of `position`."""
-        step = tree.ravel(position) - self.mode
-        flat = self.inverse * step if self.inverse.ndim == 1 else self.inverse @ step
-        return tree.unravel(flat, self.shapes)
-
-    def __call__(self, z: Position, batch: Any) -> Tensor:
-        value: Tensor = self.target(self.position(z), batch)
-        return value
-
-    def log_prior(self, z: Position) -> Tensor:
-        """`CompiledModel.log_prior` at the position of z."""
-        value: Tensor = self.target.log_prior(self.position(z))
-        return value
-
-    def log_likelihood(self, z: Position, batch: Any) -> dict[str, Tensor]:
-        """`CompiledModel.log_likelihood` at the position of z."""
-        values: dict[str, Tensor] = self.target.log_likelihood(self.position(z), batch)
-        return values
-
-    def outputs(self, z: Position, batch: Any) -> dict[str, dict[str, Tensor]]:
-        """`CompiledModel.outputs` at the position of z."""
-        values: dict[str, dict[str, Tensor]] = self.target.outputs(self.position(z), batch)
-        return values
-
-    def output_log_prob(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
-        """`CompiledModel.output_log_prob`, which no position enters."""
-        values: dict[str, Tensor] = self.target.output_log_prob(outputs, batch)
-        return values
+def absolute(eigenvalues: Tensor) -> Tensor:
+    """Absolute values, kept off 0 relative to the largest."""
+    size = eigenvalues.abs()
+    least = float(size.max()) * torch.finfo(size.dtype).eps * len(size)
+    return size.clamp(min=max(least, torch.finfo(size.dtype).tiny))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pyro_scale import inference_data
-from pyro_scale.compile import CompiledModel, compile_model
-from pyro_scale.data import Model, names_of
-from pyro_scale.errors import ArgumentError, FileFormatError, MissingModelError, ModelError
+from pyro_scale.compile import CompiledModel
+from pyro_scale.data import names_of
+from pyro_scale.errors import ArgumentError, MissingModelError
 from pyro_scale.groups import Group, arrays, axis_names, data_groups, prior_draws
 from pyro_scale.predict import Prediction, log_likelihood, new_rows, predictive
 from pyro_scale.sample import Chains, Plan
@@ -74,7 +74,7 @@ class Posterior:
             "num_data": compiled.num_data,
             "steps_run": chains.how,
             "clamped": chains.clamped.tolist(),
-            "ended_early": chains.failure,
+            "ended_early": chains.ending.reason if chains.ending else None,
         }
         return cls(
             chains.draws,
@@ -195,17 +195,20 @@ class Posterior:
             raise ArgumentError("The warm-up was not saved. Run infer(..., save_warmup=True) to have it.")
         return arrays(self._warmup)
 
-    def _attributes(self) -> dict[str, Any]:
-        record = {
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is written beside the arrays: JSON only."""
+        return {
             "dtypes": {name: str(value.dtype).removeprefix("torch.") for name, value in self.draws.items()},
             "num_steps": self.num_steps,
             "step_size": self.step_size,
             "timing": self.timing,
             "settings": self.settings,
         }
-        seconds = self.timing.get("sample")
-        tuning = self.settings.get("warmup_steps")
-        return {"pyro_scale": json.dumps(record), "sampling_time": seconds, "tuning_steps": tuning}
+
+    def _attributes(self) -> dict[str, Any]:
+        seconds, tuning = self.timing.get("sample"), self.settings.get("warmup_steps")
+        return {"pyro_scale": json.dumps(self.record), "sampling_time": seconds, "tuning_steps": tuning}
 
     def _model(self, wanted_by: str) -> CompiledModel:
         if self.compiled is None:
@@ -240,49 +243,3 @@ def _is_scored(compiled: CompiledModel, *, new: bool) -> bool:
         return False
     arguments = [site.argument for site in compiled.structure.of_kind("observed")]
     return not new or all(argument in compiled.data.rows for argument in arguments)
-
-
-def load(
-    path: str | Path, model: Model | None = None, data: Any = None, *, constants: Mapping[str, Any] | None = None
-) -> Posterior:
-    """Reads what `Posterior.save` wrote. Files hold arrays and JSON: nothing in them is executed.
-
-    Args:
-        path: a `.nc` or `.zarr` file.
-        model: the model of the run, for `predict` and `log_likelihood`; None loads draws and `idata` only.
-        data: the data of the run, with `model`.
-        constants: the constants of the run, with `model`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: it was not written by `Posterior.save`.
-        ModelError: the model has other latent sites than the file.
-    """
-    idata = inference_data.read(Path(path))
-    group = inference_data.dataset(idata, "posterior")
-    if "pyro_scale" not in group.attrs:
-        raise FileFormatError(f"{path} has no record of a run by pyro_scale. Open it with arviz.from_netcdf instead.")
-    record = json.loads(group.attrs["pyro_scale"])
-    draws = {}
-    for name, dtype in record["dtypes"].items():
-        draws[name] = torch.tensor(group[name.replace("/", ":")].values).to(getattr(torch, dtype))
-    stats = inference_data.dataset(idata, "sample_stats")
-    compiled = None
-    if model is not None:
-        size = record["settings"].get("batch_size")
-        compiled = compile_model(model, data, constants=constants, batch_size=size)
-        if unknown := sorted(compiled.latent.keys() - draws.keys()):
-            raise ModelError(
-                f"The model has a latent site '{unknown[0]}' and the file has draws of {names_of(list(draws))}. Pass "
-                "the model that the file was made with."
-            )
-    return Posterior(
-        draws,
-        sample_stats={str(name): torch.tensor(stats[name].values) for name in stats.data_vars},
-        num_steps=record["num_steps"],
-        step_size=record["step_size"],
-        timing=record["timing"],
-        settings=record["settings"],
-        compiled=compiled,
-        idata=idata,
-    )

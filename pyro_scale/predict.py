@@ -13,9 +13,9 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import Data, read
+from pyro_scale.draws import over_draws
 from pyro_scale.errors import DataError, MinibatchError, ModelError
 from pyro_scale.handlers import FromValues, PyroSite, run, seeded
-from pyro_scale.sample import over_draws
 
 BLOCK_DRAWS = 256
 
@@ -88,7 +88,8 @@ def _moments(site: PyroSite) -> dict[str, Tensor]:
     while isinstance(inner, (dist.Independent, dist.MaskedDistribution)):
         inner = inner.base_dist
     if isinstance(inner, (torch.distributions.Bernoulli, torch.distributions.Categorical)):
-        return {"probabilities": inner.probs, "entropy": inner.entropy()}
+        finite: Any = inner
+        return {"probabilities": finite.probs, "entropy": finite.entropy()}
     try:
         mean, variance = inner.mean, inner.variance
     except (NotImplementedError, AttributeError):
@@ -107,7 +108,8 @@ def _summarise(draws: dict[str, Tensor], averages: dict[str, Tensor]) -> Predict
             result.mean[name] = probabilities
             if scalar:
                 result.sd[name] = (probabilities * (1 - probabilities)).sqrt()
-            result.total[name] = family(probs=probabilities, validate_args=False).entropy()
+            predictive_family: Any = family(probs=probabilities, validate_args=False)
+            result.total[name] = predictive_family.entropy()
             result.aleatoric[name] = average["entropy"]
             result.epistemic[name] = (result.total[name] - result.aleatoric[name]).clamp(min=0)
         elif "mean" in average:
@@ -159,9 +161,7 @@ def new_rows(compiled: CompiledModel, data: Any, *, without_observations: bool =
     observed = {site.argument for site in compiled.structure.of_kind("observed") if site.argument}
     fitted = compiled.data
     optional = frozenset(observed) if without_observations else frozenset()
-    table = read(
-        compiled.model, data, fitted.constants, dtype=fitted.dtype, device=fitted.device, optional=optional
-    )
+    table = read(compiled.model, data, fitted.constants, dtype=fitted.dtype, device=fitted.device, optional=optional)
     for name, value in table.rows.items():
         if name in fitted.rows and value.shape[1:] != fitted.rows[name].shape[1:]:
             raise DataError(

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
 from pyro_scale.capture import fastest
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
+from pyro_scale.draws import constrain
 from pyro_scale.inputs import Inputs
 from pyro_scale.progress import Callback, Reporter
-from pyro_scale.types import Batch, BoundKernel, Kernel, Position, Settings
-
-logger = logging.getLogger("pyro_scale")
-
-CONSTRAIN_NUMBERS = 2**24
+from pyro_scale.types import Kernel, Position, Settings
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,134 @@ class Plan:
         return (step - self.warmup_steps) % self.thinning == 0
 
 
+class RunState(NamedTuple):
+    """Where a run stands between two chunks of steps: all that the steps to come depend on.
+
+    Attributes:
+        step: steps taken.
+        chains: the kernel's state, with a leading chain axis.
+        inputs: the generators' states and the rows waiting to be visited.
+    """
+
+    step: int
+    chains: Any
+    inputs: dict[str, Tensor]
+
+
+class Run:
+    """Chains under way.
+
+    Args:
+        compiled: the model.
+        kernel: settings of the algorithm; its step_size is set.
+        plan: how long to run and what to keep.
+        start: position of every chain: leaves with a leading chain axis.
+        seeds: of the noise and of the minibatches.
+    """
+
+    def __init__(
+        self, compiled: CompiledModel, kernel: Kernel, plan: Plan, start: Position, seeds: Sequence[int]
+    ) -> None:
+        self.compiled = compiled
+        self.plan = plan
+        bound = kernel.bind(compiled, compiled.num_data)
+        shapes = bound.noise_shape(tree.map(lambda leaf: leaf[0], start))
+        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, seeds)
+        self.chains = vmap(bound.init)(start, self.inputs.noise(plan.num_chains))
+        self.collected = Collected(plan)
+        self.step = 0
+        indices, noise, settings = self.inputs.example()
+        self.batch = compiled.batch(indices)
+        mapped = (True, indices is not None, True, False)
+        self.update, self.how = fastest(bound.update, mapped, self.chains, self.batch, noise, settings)
+
+    def state(self) -> RunState:
+        """A copy of the state; `restore` continues from it with the same draws, bit for bit."""
+        return RunState(self.step, self.chains, self.inputs.state())
+
+    def restore(self, state: RunState) -> None:
+        """Goes on from a state of a run with the same arguments."""
+        self.step, self.chains = state.step, state.chains
+        self.collected.num_steps = state.step
+        self.inputs.restore(state.inputs)
+
+    def advance(self, reporter: Reporter) -> Ending | None:
+        """Takes the steps of one chunk; why the run ends early, if it does.
+
+        The step after the last one only evaluates the log posterior of the last draw.
+        """
+        chunk = self.inputs.draw(self.step)
+        for indices, noise, settings in chunk.steps(self.plan.num_steps + 1 - self.step):
+            if indices is not None:
+                self.batch = self.compiled.batch(indices)
+            after, info = self.update(self.chains, self.batch, noise, settings)
+            if not torch.isfinite(info.log_posterior).all():
+                return self._not_finite(info.log_posterior, settings)
+            self.collected.settle(info.log_posterior)
+            if self.collected.num_steps == self.plan.num_steps:
+                break
+            self.chains = after
+            self.collected.add(after.position, info.clamped)
+            if reporter.update(self.collected.num_steps, len(self.collected.positions)):
+                return Ending(f"stopped by the callback after {self._steps_done}", failed=False)
+        self.step += self.inputs.chunk_steps
+        return None
+
+    @property
+    def _steps_done(self) -> str:
+        return f"{self.collected.num_steps} of {self.plan.num_steps} steps"
+
+    def _not_finite(self, values: Tensor, settings: Settings) -> Ending:
+        chain = int((~torch.isfinite(values)).nonzero()[0])
+        here = tree.map(lambda leaf: leaf[chain], self.chains.position)
+        bad = [name for name, leaf in here.items() if not torch.isfinite(leaf).all()]
+        one = self.batch if self.compiled.batch_size is None else self.compiled.batch(self.batch.indices[chain])
+        reason = f"the position of site {names_of(bad)} is not finite" if bad else self.compiled.blame(here, one)
+        return Ending(
+            f"after {self._steps_done} chain {chain} is not finite: {reason}. The usual cause is a step_size too "
+            f"large for the curvature: it is {float(settings.step_size):g} here; try a tenth of it, or standardise "
+            "the covariates.",
+            failed=True,
+        )
+
+
+class Ending(NamedTuple):
+    """Why a run ended early, and whether by a value that is not finite rather than by somebody's wish."""
+
+    reason: str
+    failed: bool
+
+
+class Collected:
+    """Positions kept so far; each waits for its log posterior, which the next step computes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.positions: list[Position] = []
+        self.warmup: list[Position] = []
+        self.log_posterior: list[Tensor] = []
+        self.waiting: Position | None = None
+        self.num_steps = 0
+        self.clamped = torch.zeros(plan.num_chains, dtype=torch.long)
+
+    def settle(self, log_posterior: Tensor) -> None:
+        """The value at the position that waits, which is finite."""
+        if self.waiting is None:
+            return
+        if self.num_steps > self.plan.warmup_steps:
+            self.positions.append(self.waiting)
+            self.log_posterior.append(log_posterior)
+        else:
+            self.warmup.append(self.waiting)
+        self.waiting = None
+
+    def add(self, position: Position, clamped: Tensor) -> None:
+        """One more step was taken and led to `position`."""
+        self.num_steps += 1
+        self.clamped += clamped.cpu()
+        self.waiting = position if self.plan.kept_after(self.num_steps) else None
+
+
 class Chains(NamedTuple):
     """What a run leaves.
 
@@ -70,8 +193,7 @@ class Chains(NamedTuple):
         how: how steps ran, as "captured".
         seconds: of capture and of sampling.
         step_size: of the last step.
-        failure: why the run stopped early, if it did.
-        failed: whether that was a value that is not finite, rather than somebody's wish.
+        ending: why the run ended early, if it did.
     """
 
     draws: dict[str, Tensor]
@@ -82,8 +204,7 @@ class Chains(NamedTuple):
     how: str
     seconds: dict[str, float]
     step_size: float
-    failure: str | None
-    failed: bool
+    ending: Ending | None
 
 
 def run_chains(
@@ -101,138 +222,34 @@ def run_chains(
     The run ends early, keeping its draws, when a value is not finite, the callback says so, or on Ctrl-C.
     """
     began = time.perf_counter()
-    bound = kernel.bind(compiled, compiled.num_data)
-    one = tree.map(lambda leaf: leaf[0], start)
-    inputs = Inputs(compiled, kernel, bound.noise_shape(one), plan.num_chains, seeds)
-    state = vmap(bound.init)(start, inputs.noise(plan.num_chains))
-    step, how = _all_chains(compiled, bound, state, inputs)
-    capture_seconds = time.perf_counter() - began
-    collected = _Collected(plan)
-    reporter = Reporter(plan.num_steps, progress, callback)
+    run = Run(compiled, kernel, plan, start, seeds)
+    seconds = {"capture": time.perf_counter() - began}
     began = time.perf_counter()
-    try:
-        failure, failed = _loop(compiled, plan, inputs, step, state, collected, reporter)
-    finally:
-        reporter.close()
-    seconds = {"capture": capture_seconds, "sample": time.perf_counter() - began}
-    last = inputs.step_size(max(0, collected.num_steps - 1))
-    draws = constrain(compiled, collected.positions, plan.keep)
-    warmup = constrain(compiled, collected.warmup, plan.keep) if plan.save_warmup else None
-    log_posterior = torch.stack(collected.values, 1) if collected.values else torch.empty(plan.num_chains, 0)
-    return Chains(draws, log_posterior, warmup, collected.num_steps, collected.clamped, how, seconds, last, failure, failed)
-
-
-class _Collected:
-    """Positions kept so far; each waits for its log posterior, which the next step computes."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.positions: list[Position] = []
-        self.warmup: list[Position] = []
-        self.values: list[Tensor] = []
-        self.waiting: Position | None = None
-        self.num_steps = 0
-        self.clamped = torch.zeros(plan.num_chains, dtype=torch.long)
-
-    def settle(self, value: Tensor) -> None:
-        """The log posterior at the position that waits is `value`, and finite."""
-        if self.waiting is None:
-            return
-        if self.num_steps > self.plan.warmup_steps:
-            self.positions.append(self.waiting)
-            self.values.append(value)
-        else:
-            self.warmup.append(self.waiting)
-        self.waiting = None
-
-    def add(self, position: Position, clamped: Tensor) -> None:
-        """One more step was taken and led to `position`."""
-        self.num_steps += 1
-        self.clamped += clamped.cpu()
-        self.waiting = position if self.plan.kept_after(self.num_steps) else None
-
-
-Step = Callable[..., Any]
-
-
-def _all_chains(compiled: CompiledModel, bound: BoundKernel, state: Any, inputs: Inputs) -> tuple[Step, str]:
-    """The kernel's update over all chains, tried on inputs that use up no random number."""
-    indices, noise, settings = inputs.example()
-    batch = compiled.batch(indices)
-    return fastest(bound.update, (True, indices is not None, True, False), state, batch, noise, settings)
-
-
-def _loop(
-    compiled: CompiledModel,
-    plan: Plan,
-    inputs: Inputs,
-    step: Step,
-    state: Any,
-    collected: _Collected,
-    reporter: Reporter,
-) -> tuple[str | None, bool]:
-    """Steps until the plan is done; why it ended early, and whether by a value that is not finite."""
-    full = compiled.batch() if compiled.batch_size is None else None
-    try:
-        for indices, noise, settings in inputs.steps(plan.num_steps + 1):
-            batch = compiled.batch(indices) if full is None else full
-            after, info = step(state, batch, noise, settings)
-            if not torch.isfinite(info.log_posterior).all():
-                reason = _non_finite(compiled, state.position, batch, info.log_posterior, settings)
-                return f"after {collected.num_steps} of {plan.num_steps} steps {reason}", True
-            collected.settle(info.log_posterior)
-            if collected.num_steps == plan.num_steps:  # this step was for the last draw's log posterior alone
-                break
-            state = after
-            collected.add(state.position, info.clamped)
-            if reporter.update(collected.num_steps, len(collected.positions)):
-                return f"stopped by the callback after {collected.num_steps} of {plan.num_steps} steps", False
-    except KeyboardInterrupt:
-        if not collected.positions:
-            raise
-        return f"interrupted after {collected.num_steps} of {plan.num_steps} steps", False
-    return None, False
-
-
-def _non_finite(
-    compiled: CompiledModel, position: Position, batch: Batch, values: Tensor, settings: Settings
-) -> str:
-    """Names the chain and the site of the first value that is not finite."""
-    chain = int((~torch.isfinite(values)).nonzero()[0])
-    here = tree.map(lambda leaf: leaf[chain], position)
-    bad = [name for name, leaf in here.items() if not torch.isfinite(leaf).all()]
-    own = batch if compiled.batch_size is None else compiled.batch(batch.indices[chain])
-    reason = f"the position of site {names_of(bad)} is not finite" if bad else compiled.blame(here, own)
-    return (
-        f"chain {chain} is not finite: {reason}. The usual cause is a step_size too large for "
-        f"the curvature: it is {float(settings.step_size):g} here; try a tenth of it, or standardise the covariates."
+    ending = _to_the_end(run, Reporter(plan.num_steps, progress, callback))
+    seconds["sample"] = time.perf_counter() - began
+    kept = run.collected
+    return Chains(
+        draws=constrain(compiled, kept.positions, plan.keep),
+        log_posterior=torch.stack(kept.log_posterior, 1) if kept.positions else torch.empty(plan.num_chains, 0),
+        warmup=constrain(compiled, kept.warmup, plan.keep) if plan.save_warmup else None,
+        num_steps=kept.num_steps,
+        clamped=kept.clamped,
+        how=run.how,
+        seconds=seconds,
+        step_size=run.inputs.step_size(max(0, kept.num_steps - 1)),
+        ending=ending,
     )
 
 
-def constrain(compiled: CompiledModel, positions: list[Position], keep: tuple[str, ...]) -> dict[str, Tensor]:
-    """Positions of all chains, one after another, as constrained values `(num_chains, len(positions), *site)`."""
-    if not positions:
-        return {name: torch.empty(0) for name in keep}
-    stacked = {name: torch.stack([position[name] for position in positions], 1) for name in positions[0]}
-    num_chains, num_draws = next(iter(stacked.values())).shape[:2]
-    rows = tree.map(lambda leaf: leaf.flatten(0, 1), stacked)
-
-    def kept(position: Position) -> dict[str, Tensor]:
-        values = compiled.constrain(position)
-        return {name: values[name] for name in keep}
-
-    values = over_draws(kept, rows)
-    return tree.map(lambda leaf: leaf.unflatten(0, (num_chains, num_draws)), values)
-
-
-def over_draws(function: Callable[[Position], Any], draws: Position, randomness: str = "error") -> Any:
-    """`function` of every draw along the leading axis: vectorised in blocks of bounded memory, or one by one."""
-    block = max(1, CONSTRAIN_NUMBERS // max(1, tree.size(draws) // len(next(iter(draws.values())))))
-    with torch.no_grad():
-        try:
-            return vmap(function, randomness=randomness, chunk_size=block)(draws)
-        except RuntimeError as error:
-            logger.info("Draws are handled one by one: %s", str(error).splitlines()[0])
-        num_draws = len(next(iter(draws.values())))
-        results = [function(tree.map(lambda leaf, i=i: leaf[i], draws)) for i in range(num_draws)]
-        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+def _to_the_end(run: Run, reporter: Reporter) -> Ending | None:
+    try:
+        while run.step <= run.plan.num_steps:
+            if ending := run.advance(reporter):
+                return ending
+    except KeyboardInterrupt:
+        if not run.collected.positions:
+            raise
+        return Ending(f"interrupted after {run.collected.num_steps} of {run.plan.num_steps} steps", failed=False)
+    finally:
+        reporter.close()
+    return None
