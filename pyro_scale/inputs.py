@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_scale.batches import Permutations
 from pyro_scale.compile import CompiledModel
-from pyro_scale.schedules import as_schedule
-from pyro_scale.types import Kernel, Noise, Settings, Shapes
+from pyro_scale.schedules import as_schedule, check_number
+from pyro_scale.types import Kernel, Noise, Schedule, Settings, Shapes
 
 CHUNK_STEPS = 256
 CHUNK_NUMBERS = 2**22
@@ -44,7 +44,15 @@ class Inputs:
     The length of a chunk depends on the shapes alone, so that the numbers do not depend on how steps are run.
     """
 
-    def __init__(self, compiled: CompiledModel, kernel: Kernel, shapes: Any, num_chains: int, seeds: Sequence[int]):
+    def __init__(
+        self,
+        compiled: CompiledModel,
+        kernel: Kernel,
+        shapes: Any,
+        num_chains: int,
+        num_steps: int,
+        seeds: Sequence[int],
+    ) -> None:
         self.shapes: Shapes = shapes or {}
         self.num_chains = num_chains
         self.dtype, self.device = compiled.data.dtype, compiled.data.device
@@ -54,10 +62,7 @@ class Inputs:
         if size is not None:
             rows_generator = torch.Generator().manual_seed(seeds[1])
             self.batches = Permutations(compiled.num_data, size, num_chains, rows_generator)
-        name = type(kernel).__name__
-        assert kernel.step_size is not None
-        self.step_size = as_schedule(name, "step_size", kernel.step_size)
-        self.temperature = as_schedule(name, "temperature", kernel.temperature)
+        self.settings = _evaluated(kernel, num_steps, self.device)
         numbers = num_chains * (sum(shape.numel() for shape in self.shapes.values()))
         self.chunk_steps = max(1, min(CHUNK_STEPS, CHUNK_NUMBERS // max(1, numbers)))
 
@@ -71,9 +76,10 @@ class Inputs:
 
     def draw(self, start: int) -> Chunk:
         """The next chunk of inputs; the settings are those of step `start` and the ones after it."""
+        settings = Settings(*(column[start : start + self.chunk_steps] for column in self.settings))
         noise = self.noise(self.chunk_steps, self.num_chains)
         indices = None if self.batches is None else self.batches.draw(self.chunk_steps).to(self.device)
-        return Chunk(indices, noise, self.settings(start, self.chunk_steps))
+        return Chunk(indices, noise, settings)
 
     def state(self) -> dict[str, Tensor]:
         """States of the generators, and the rows that the current permutations have left."""
@@ -99,9 +105,19 @@ class Inputs:
         if self.batches is not None:
             rows = torch.arange(self.batches.batch_size, device=self.device)
             indices = rows.expand(self.num_chains, -1)
-        return indices, noise if self.shapes else (), Settings(*(value[0] for value in self.settings(0, 1)))
+        return indices, noise if self.shapes else (), Settings(*(column[0] for column in self.settings))
 
-    def settings(self, start: int, count: int) -> Settings:
-        """Step sizes and temperatures of steps `start`, `start + 1`, ..., each `(count,)`."""
-        rows = [(self.step_size(step), self.temperature(step)) for step in range(start, start + count)]
-        return Settings(*torch.tensor(rows, dtype=self.dtype, device=self.device).T)
+
+def _evaluated(kernel: Kernel, num_steps: int, device: torch.device) -> Settings:
+    """Step size and temperature of every step, `(num_steps,)`, in float64: schedules are checked before any step."""
+    name = type(kernel).__name__
+    assert kernel.step_size is not None
+
+    def column(setting: str, value: float | Schedule) -> Tensor:
+        schedule = as_schedule(name, setting, value)
+        if not callable(value):
+            return torch.full((num_steps,), schedule(0), dtype=torch.float64, device=device)
+        values = [check_number(name, f"{setting}({step})", schedule(step)) for step in range(num_steps)]
+        return torch.tensor(values, dtype=torch.float64, device=device)
+
+    return Settings(column("step_size", kernel.step_size), column("temperature", kernel.temperature))

@@ -85,7 +85,7 @@ class Run:
         self.plan = plan
         bound = kernel.bind(compiled, compiled.num_data)
         shapes = bound.noise_shape(tree.map(lambda leaf: leaf[0], start))
-        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, seeds)
+        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.num_steps + 1, seeds)
         self.chains = vmap(bound.init)(start, self.inputs.noise(plan.num_chains))
         self.collected = Collected(plan)
         self.step = 0
@@ -236,7 +236,7 @@ def run_chains(
         clamped=kept.clamped,
         how=run.how,
         seconds=seconds,
-        step_size=run.inputs.step_size(max(0, kept.num_steps - 1)),
+        step_size=float(run.inputs.settings.step_size[max(0, kept.num_steps - 1)]),
         ending=ending,
     )
 

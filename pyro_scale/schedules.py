@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 from pyro_scale.errors import ArgumentError
 from pyro_scale.types import Schedule
@@ -15,10 +16,13 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
     wanted = ("a positive" if positive else "a non-negative") + " finite number"
     if below < math.inf:
         wanted += f" of at most {below:g}"
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
     if not (0 < number < math.inf or (number == 0 and not positive)) or number > below:
         raise ArgumentError(f"{owner}: {name} is {value!r}; it must be {wanted}.")
-    return float(number)
+    return number
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.errors import ArgumentError
 from pyro_scale.schedules import check_number
-from pyro_scale.types import Position
+from pyro_scale.types import Position, Shapes
 
 
 def check_variance(owner: str, value: float | dict[str, Any]) -> None:
@@ -23,6 +23,20 @@ def check_variance(owner: str, value: float | dict[str, Any]) -> None:
             raise ArgumentError(f"{owner}: gradient_variance['{name}'] is {leaf!r}; it must be a tensor.")
         if not (torch.isfinite(leaf).all() and (leaf >= 0).all()):
             raise ArgumentError(f"{owner}: gradient_variance['{name}'] holds a negative or non-finite value.")
+
+
+def noise_shape(owner: str, gradient_variance: float | Position, position: Position) -> Shapes:
+    """One standard normal a coordinate; refuses a gradient variance that does not fit the position."""
+    if isinstance(gradient_variance, dict):
+        for name, leaf in position.items():
+            got = tuple(gradient_variance[name].shape) if name in gradient_variance else None
+            if got not in ((), tuple(leaf.shape)):
+                found = "is missing" if got is None else f"has shape {got}"
+                raise ArgumentError(
+                    f"{owner}: gradient_variance['{name}'] {found}; it must have the unconstrained site's shape "
+                    f"{tuple(leaf.shape)}, or ()."
+                )
+    return tree.shapes(position)
 
 
 def injected_noise(
@@ -40,7 +54,7 @@ def injected_noise(
     total = torch.as_tensor(variance, dtype=first.dtype, device=first.device)
     if not isinstance(gradient_variance, dict) and gradient_variance == 0:
         return tree.scale(noise, total.sqrt()), torch.zeros((), dtype=torch.long, device=first.device)
-    remaining = tree.map(lambda v: total - step_size**2 * v, tree.full_like(noise, gradient_variance))
+    remaining = tree.map(lambda v: (total - step_size**2 * v).to(v.dtype), tree.full_like(noise, gradient_variance))
     clamped = sum((leaf < 0).sum() for leaf in remaining.values())
     injected = tree.map(lambda left, z: left.clamp(min=0).sqrt() * z, remaining, noise)
     return injected, torch.as_tensor(clamped)

@@ -21,7 +21,7 @@ from torch.func import grad_and_value
 
 from pyro_scale import tree
 from pyro_scale.errors import ArgumentError
-from pyro_scale.kernels.noise import check_variance, injected_noise
+from pyro_scale.kernels.noise import check_variance, injected_noise, noise_shape
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Position, Schedule, Settings
 
@@ -79,7 +79,7 @@ class SGHMC:
         check_number("SGHMC", "num_data", num_data, positive=True)
         temperature = as_schedule("SGHMC", "temperature", self.temperature)(0)
         return BoundKernel(
-            noise_shape=tree.shapes,
+            noise_shape=partial(noise_shape, "SGHMC", self.gradient_variance),
             init=partial(init, temperature / num_data),
             update=partial(update, target, num_data, friction=self.friction, gradient_variance=self.gradient_variance),
         )
@@ -114,10 +114,10 @@ def update(
     variance = 2 * friction * step_size * settings.temperature / num_data
     injected, clamped = injected_noise(variance, step_size, gradient_variance, noise)
     momentum = tree.map(
-        lambda m, g, z: (1 - step_size * friction) * m + step_size / num_data * g + z,
+        lambda m, g, z: ((1 - step_size * friction) * m + step_size / num_data * g + z).to(m.dtype),
         state.momentum,
         gradient,
         injected,
     )
-    position = tree.map(lambda x, m: x + step_size * m, state.position, momentum)
+    position = tree.map(lambda x, m: (x + step_size * m).to(x.dtype), state.position, momentum)
     return SGHMCState(position, momentum), Info(log_posterior, clamped)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch.func import grad_and_value
 
 from pyro_scale import tree
-from pyro_scale.kernels.noise import check_variance, injected_noise
+from pyro_scale.kernels.noise import check_variance, injected_noise, noise_shape
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Noise, Position, Schedule, Settings
 
@@ -28,7 +28,7 @@ class SGLD:
 
     Args:
         step_size: epsilon, per datum: a number or schedule; > 0. For a posterior whose curvature per datum is 1 it
-            is stable below 2 and its variance is 1 / (1 - step_size / 2) times too large. None lets `infer` choose.
+            is stable below 2 and its variance is 1 / (1 - step_size / 2) times the target's. None lets `infer` choose.
         temperature: 1 is the Bayesian posterior, below 1 a cold one, 0 gradient descent; a number or schedule; >= 0.
         gradient_variance: V, variance over minibatches of the gradient divided by num_data, subtracted from the
             injected noise; a number for all coordinates, or a tensor a site; >= 0.
@@ -62,7 +62,7 @@ class SGLD:
         """Joins the settings to a target over `num_data` rows."""
         check_number("SGLD", "num_data", num_data, positive=True)
         step = partial(update, target, num_data, gradient_variance=self.gradient_variance)
-        return BoundKernel(noise_shape=tree.shapes, init=init, update=step)
+        return BoundKernel(noise_shape=partial(noise_shape, "SGLD", self.gradient_variance), init=init, update=step)
 
 
 class SGLDState(NamedTuple):
@@ -91,5 +91,7 @@ def update(
     step_size = settings.step_size
     variance = 2 * step_size * settings.temperature / num_data
     injected, clamped = injected_noise(variance, step_size, gradient_variance, noise)
-    position = tree.map(lambda x, g, z: x + step_size / num_data * g + z, state.position, gradient, injected)
+    position = tree.map(
+        lambda x, g, z: (x + step_size / num_data * g + z).to(x.dtype), state.position, gradient, injected
+    )
     return SGLDState(position), Info(log_posterior, clamped)
