@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad
 
-from pyro_scale import tree
 from pyro_scale.data import Data, Model, names_of, read
-from pyro_scale.errors import ArgumentError, MinibatchError, StartError
-from pyro_scale.handlers import FromPosition, FromValues, Run, run
+from pyro_scale.errors import ArgumentError, MinibatchError
+from pyro_scale.first_runs import check_sites
+from pyro_scale.handlers import FromPosition, FromValues, Run, near_zero, run
 from pyro_scale.outputs import parameters, rebuilt
 from pyro_scale.records import log_prob
 from pyro_scale.rows import by_row
-from pyro_scale.sites import Site, Structure, check_sites, describe
+from pyro_scale.sites import Site, Structure, describe
+from pyro_scale.starts import blame, find_start
 from pyro_scale.types import Batch, Position
 
-START_ATTEMPTS = 100
 FEW_ROWS = 5
 
 
@@ -211,29 +210,16 @@ class CompiledModel:
         generator = torch.Generator().manual_seed(seed)
         indices = torch.randperm(self.num_data, generator=generator)
         batch = self.batch(None if self.batch_size is None else indices[: self.batch_size])
-        for _ in range(START_ATTEMPTS):
-            position: Position = {}
-            with torch.no_grad():
-                run(self.model, self.data, self._rows, FromPosition(position, generator))
-            gradient = grad(self.log_posterior)(position, batch)
-            if torch.isfinite(tree.ravel(gradient)).all() and torch.isfinite(self.log_posterior(position, batch)):
-                return position
-        raise StartError(
-            f"No start with a finite log density and gradient in {START_ATTEMPTS} attempts within 2 of 0 in "
-            f"unconstrained space: {self.blame(position, batch)}. Check that the prior allows the data, or rescale."
-        )
+
+        def draw() -> Position:
+            place = torch.zeros((), dtype=self.data.dtype, device=self.data.device)
+            return {name: near_zero(shape, generator, place) for name, shape in self.latent.items()}
+
+        return find_start(draw, lambda position: self(position, batch), lambda at: self._run(at, batch.data))
 
     def blame(self, position: Position, batch: Batch) -> str:
         """Which site's log density or gradient is not finite at a position, in words."""
-        with torch.no_grad():
-            found = self._run(position, batch.data)
-        for name, site in found.sites.items():
-            total = log_prob(site).sum()
-            if not torch.isfinite(total):
-                return f"site '{name}' has log density {float(total):g}"
-        gradient = grad(self.log_posterior)(position, batch)
-        bad = [name for name, leaf in gradient.items() if not torch.isfinite(leaf).all()]
-        return f"the gradient is not finite at {names_of(bad)}" if bad else "the Jacobian of a transform is not finite"
+        return blame(position, lambda at: self(at, batch), lambda at: self._run(at, batch.data))
 
     def _run(self, position: Position, rows: Mapping[str, Tensor]) -> Run:
         found = run(self.model, self.data, rows, FromPosition(position))

@@ -66,6 +66,8 @@ def read(
         DataError: no data, unequal lengths, an unusable type, NaN or infinity.
     """
     names = arguments_of(model)
+    if constants is not None and not isinstance(constants, Mapping):
+        raise ArgumentError(f"constants is a {type(constants).__name__}; it must be a dict by the model's arguments.")
     named = _by_name(data, names)
     if not named:
         raise DataError("data is empty: no array was passed. Pass the model's rows, as in data={'x': x, 'y': y}.")
@@ -83,9 +85,10 @@ def read(
 
 def arguments_of(model: Model) -> dict[str, inspect.Parameter]:
     """The parameters of the model's signature, by name."""
+    if not callable(model) or isinstance(model, type):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ArgumentError(f"The model is {what}; it must be a Pyro model: a function, or an object that is callable.")
     function = model.forward if isinstance(model, torch.nn.Module) else model
-    if not callable(function):
-        raise ArgumentError(f"model is a {type(model).__name__}; it must be a Pyro model: a callable.")
     return dict(inspect.signature(function).parameters)
 
 

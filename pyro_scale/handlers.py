@@ -109,8 +109,14 @@ class FromPosition(LatentSource):
     def _fill(self, msg: PyroSite, shape: torch.Size) -> None:
         known = self.position.get(msg["name"])
         if known is None or known.shape != shape:
-            uniform = torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
-            self.position[msg["name"]] = ((2 * uniform - 1) * START_RADIUS).to(torch.zeros(()))
+            assert self.generator is not None
+            self.position[msg["name"]] = near_zero(shape, self.generator, torch.zeros(()))
+
+
+def near_zero(shape: torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Uniform within `START_RADIUS` of 0; the same numbers whatever the type and device of `like`."""
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return ((2 * uniform - 1) * START_RADIUS).to(like)
 
 
 class FromValues(LatentSource):

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_scale.data import Data, Model, names_of
 from pyro_scale.errors import ModelError
 from pyro_scale.handlers import FromPosition, Run, run, seeded
-from pyro_scale.records import PyroSite, is_deterministic, is_factor, log_prob, plate_factor
+from pyro_scale.records import PyroSite, is_deterministic, is_factor, log_prob, plate_factor, same
 from pyro_scale.types import Position
 
 PROBE_SIZES = (5, 7, 3, 2)
@@ -172,14 +172,6 @@ def row_dim(compared: Comparison) -> str:
             if frame.vectorized and frame.size == compared.sizes[0] and grows:
                 return str(frame.name)
     return "row"
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Equal shapes, and values up to rounding."""
-    if one.shape != other.shape:
-        return False
-    tolerance = 1e-9 if one.dtype == torch.float64 else 1e-4
-    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _following(shape: torch.Size, other: torch.Size, sizes: tuple[int, int]) -> list[int]:

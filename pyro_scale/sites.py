@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pyro_scale.data import Data, Model, arguments_of, names_of
-from pyro_scale.errors import DiscreteSiteError, MinibatchError, ModelError, PyroScaleError
-from pyro_scale.handlers import FromPosition, Run, bijection, run, seeded
-from pyro_scale.records import PyroSite, is_data, is_deterministic, is_factor, log_prob
-from pyro_scale.rows import Comparison, RowAxis, check_plates, compare, is_local, row_axis, row_dim, same
+from pyro_scale.errors import DiscreteSiteError, MinibatchError
+from pyro_scale.first_runs import check_density, first_runs
+from pyro_scale.handlers import FromPosition, bijection, run, seeded
+from pyro_scale.records import Kind, PyroSite, holds, is_deterministic, kind_of
+from pyro_scale.rows import Comparison, RowAxis, check_plates, compare, is_local, row_axis, row_dim
 from pyro_scale.support import check_support
 from pyro_scale.types import Position
-
-Kind = Literal["latent", "observed", "factor", "deterministic"]
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,10 @@ def describe(model: Model, data: Data, batch_size: int | None, generator: torch.
     indices = torch.arange(data.num_data, device=data.device) if batch_size is None else order[:batch_size]
     rows = data.rows if batch_size is None else data.take(indices)
     position: Position = {}
-    first = _first_run(model, data, rows, FromPosition(position, generator))
-    _check_kinds(first, _unset(model, data))
-    check_plates(first, len(indices), data.num_data)
-    with seeded(1, data.device):
-        # not validated, like all runs to come: what is masked may lie outside a support
-        reference = run(model, data, rows, FromPosition(dict(position), generator))
-        elsewhere = run(model, data, rows, FromPosition({}, generator))
-    for again in (reference, elsewhere):
-        check_sites(first.sites.keys(), again)
-    check_support(model, data, batch_size, reference, elsewhere, position)
-    _check_repeatable(model, data, rows, reference, position)
+    reference, elsewhere = first_runs(model, data, rows, position, generator)
+    check_plates(reference, len(indices), data.num_data)
+    check_support(model, data, rows, batch_size, reference, elsewhere, position)
+    check_density(model, data, rows, reference, position)
     compared = compare(model, data, reference, position, indices, generator)
     sites = {name: _site(site, compared) for name, site in reference.sites.items()}
     error = compared.problems[0] if compared.problems else None
@@ -97,85 +88,6 @@ def describe(model: Model, data: Data, batch_size: int | None, generator: torch.
     _check_uses_rows(sites, compared, data)
     sites = {name: _with_argument(site, model, data, rows, compared) for name, site in sites.items()}
     return Structure(sites, position, row_dim(compared), error)
-
-
-def kind_of(site: PyroSite) -> Kind:
-    """What role a site plays."""
-    if is_deterministic(site):
-        return "deterministic"
-    if is_factor(site):
-        return "factor"
-    return "observed" if is_data(site) else "latent"
-
-
-def _first_run(model: Model, data: Data, rows: Mapping[str, Tensor], source: FromPosition) -> Run:
-    """With validation on, and with a word on the mistakes that Pyro's and torch's messages do not explain."""
-    try:
-        with seeded(0, data.device):
-            return run(model, data, rows, source, validate=True)
-    except DiscreteSiteError as error:
-        raise DiscreteSiteError(f"{error}{_unset(model, data)}") from None
-    except PyroScaleError:
-        raise
-    except Exception as error:
-        if "dtype" in str(error):
-            raise ModelError(
-                f"The model mixes floating types: {error}. The data are {data.dtype}. Convert what the model holds "
-                "(module.double()), or pass dtype, as in dtype=torch.float32."
-            ) from error
-        if rows is not data.rows and _runs_on_all(model, data):
-            raise MinibatchError(
-                f"The model runs on all {data.num_data} rows but not on a batch: {type(error).__name__}: {error}. Take "
-                "sizes from the arguments, as in plate('data', len(x)), and pass per-row arrays in data."
-            ) from error
-        raise
-
-
-def _runs_on_all(model: Model, data: Data) -> bool:
-    try:
-        with seeded(0, data.device):
-            run(model, data, data.rows, FromPosition({}, torch.Generator()))
-    except Exception:  # then the number of rows is not to blame
-        return False
-    return True
-
-
-def _unset(model: Model, data: Data) -> str:
-    """A word on arguments that were left at None: often the observations."""
-    defaults = {name: parameter.default for name, parameter in arguments_of(model).items()}
-    unset = [name for name, value in defaults.items() if value is None and name not in {**data.rows, **data.constants}]
-    return f" The model's {names_of(unset)} is None: pass it in data if it holds observations." if unset else ""
-
-
-def _check_kinds(reference: Run, hint: str) -> None:
-    kinds = [kind_of(site) for site in reference.sites.values()]
-    if "latent" not in kinds:
-        raise ModelError("The model has no latent site: there is nothing to infer. Add a pyro.sample without obs.")
-    if "observed" not in kinds and "factor" not in kinds:
-        raise ModelError(
-            "The model has no observed site: its posterior is its prior. Pass the observations in data, and observe "
-            f"them with pyro.sample(..., obs=y).{hint}"
-        )
-
-
-def check_sites(expected: Set[str], found: Run) -> None:
-    """Raises `ModelError` unless a run visits the sites that another did."""
-    if changed := expected ^ found.sites.keys():
-        raise ModelError(
-            f"The model draws different sites on different runs: {names_of(sorted(changed))} came or went. Every "
-            "run must visit the same sites; use a mask or a mixture in place of a branch."
-        )
-
-
-def _check_repeatable(model: Model, data: Data, rows: Mapping[str, Tensor], reference: Run, position: Position) -> None:
-    with seeded(2, data.device):
-        again = run(model, data, rows, FromPosition(position))
-    for name, site in reference.sites.items():
-        if not same(log_prob(site), log_prob(again.sites[name])):
-            raise ModelError(
-                f"The log density at site '{name}' changes from run to run with every latent site held: something in "
-                "the model is random. Draw it with pyro.sample, or switch it off (dropout: module.eval())."
-            )
 
 
 def _site(site: PyroSite, compared: Comparison) -> Site:
@@ -228,14 +140,9 @@ def _with_argument(site: Site, model: Model, data: Data, rows: Mapping[str, Tens
     twin = compared.twin(record)
     for argument, given in rows.items():
         # on both runs: in one small batch a column may equal another by chance
-        if _holds(record, given) and (twin is None or _holds(twin, compared.rows[argument])):
+        if holds(record, given) and (twin is None or holds(twin, compared.rows[argument])):
             return replace(site, argument=argument)
     return site
-
-
-def _holds(site: PyroSite, given: Tensor) -> bool:
-    value = site["value"]
-    return given.shape == value.shape and torch.equal(given.to(value.dtype), value)
 
 
 def _unobserved_without(argument: str, name: str, model: Model, data: Data, rows: Mapping[str, Tensor]) -> bool:

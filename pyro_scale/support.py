@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_scale.data import Data, Model
 from pyro_scale.errors import DataError, PyroScaleError
 from pyro_scale.handlers import FromPosition, Run, run, seeded
-from pyro_scale.records import PyroSite, is_data
+from pyro_scale.records import PyroSite, holds, is_data
 from pyro_scale.types import Position
 
 BLOCK_ROWS = 4096
@@ -21,14 +21,23 @@ BLOCK_NUMBERS = 2**22
 
 
 def check_support(
-    model: Model, data: Data, batch_size: int | None, reference: Run, elsewhere: Run, position: Position
+    model: Model,
+    data: Data,
+    rows: Mapping[str, Tensor],
+    batch_size: int | None,
+    reference: Run,
+    elsewhere: Run,
+    position: Position,
 ) -> None:
     """Runs the model once over all rows, and evaluates supports only: a label of 2 may sit in any batch.
+
+    Without a run over all rows where nothing can be found: real values passed as data, which are known to be finite.
 
     Args:
         model: the Pyro model.
         data: all rows.
-        batch_size: None if `reference` has seen all rows already.
+        rows: those of the two runs.
+        batch_size: None if these are all.
         reference: a run at `position`.
         elsewhere: a run on the same rows at another position: supports that differ follow latent sites, and no
             value can be called wrong beforehand.
@@ -37,7 +46,11 @@ def check_support(
     Raises:
         DataError: an observed value outside the support of its distribution.
     """
-    names = [name for name, site in reference.sites.items() if is_data(site) and _bounded(site, elsewhere.sites[name])]
+    names = [
+        name
+        for name, site in reference.sites.items()
+        if is_data(site) and _checkable(site, elsewhere.sites[name]) and not _is_real_data(site, rows)
+    ]
     if not names:
         return
     whole = [(0, data.num_data, reference)]
@@ -63,16 +76,19 @@ def _blocks(model: Model, data: Data, batch_size: int, position: Position) -> It
         yield start, min(block, data.num_data - start), found
 
 
-def _bounded(site: PyroSite, twin: PyroSite) -> bool:
-    """Whether a site has a support to check: not all real numbers, and the same wherever the latent sites are."""
+def _checkable(site: PyroSite, twin: PyroSite) -> bool:
+    """Whether a site has a support, the same wherever the latent sites are."""
     try:
-        support, other = site["fn"].support, twin["fn"].support
+        return _equal(site["fn"].support, twin["fn"].support)
     except NotImplementedError:
         return False
-    inner = support
-    while isinstance(inner, constraints.independent):
-        inner = inner.base_constraint
-    return inner not in (constraints.real, constraints.real_vector) and _equal(support, other)
+
+
+def _is_real_data(site: PyroSite, rows: Mapping[str, Tensor]) -> bool:
+    support = site["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real and any(holds(site, given) for given in rows.values())
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -85,7 +101,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _check_site(site: PyroSite, start: int, length: int) -> None:
     fn, value = site["fn"], site["value"]
-    inside = fn.support.check(value)
+    finite = torch.isfinite(value)
+    inside = fn.support.check(value) & (finite.flatten(-fn.event_dim).all(-1) if fn.event_dim else finite)
     for mask in (site["mask"], getattr(fn, "_mask", None)):
         if mask is not None:  # what is masked may hold any number
             inside = inside | ~torch.as_tensor(mask, device=inside.device, dtype=torch.bool)
@@ -96,6 +113,12 @@ def _check_site(site: PyroSite, start: int, length: int) -> None:
     if length in inside.shape:  # the axis of the rows
         index[inside.shape.index(length)] += start
     raise DataError(
-        f"Site '{site['name']}' observes {shown} at index {index}, outside the support {fn.support} of its "
+        f"Site '{site['name']}' observes {shown} at index {index}, outside the support {_described(fn.support)} of its "
         f"{type(getattr(fn, 'base_dist', fn)).__name__}. Correct the data or the model."
     )
+
+
+def _described(support: Any) -> str:
+    """In words without the bounds of every row."""
+    text = str(support)
+    return text if len(text) <= 60 else type(support).__name__

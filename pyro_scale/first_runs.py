@@ -1,0 +1,152 @@
+"""The first runs of a model: is it sound, and if it fails, a word on what Pyro's and torch's messages leave open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from pyro_scale.data import Data, Model, arguments_of, names_of
+from pyro_scale.errors import DiscreteSiteError, MinibatchError, ModelError, PyroScaleError
+from pyro_scale.handlers import FromPosition, Run, run, seeded
+from pyro_scale.records import kind_of, log_prob, same
+from pyro_scale.types import Position
+
+ATTEMPTS = 10
+
+
+def first_runs(
+    model: Model, data: Data, rows: Mapping[str, Tensor], position: Position, generator: torch.Generator
+) -> tuple[Run, Run]:
+    """A run at a random position, which `position` receives, and one elsewhere.
+
+    Raises:
+        ModelError: no latent or no observed site, sites that come and go, mixed floating types.
+        MinibatchError: the model runs on all rows, but not on these.
+    """
+    with _explained(model, data, rows):
+        first = _first_that_runs(model, data, rows, position, generator)
+    _check_kinds(first, _unset(model, data))
+    with seeded(1, data.device):
+        # not validated, like all runs to come: what is masked may lie outside a support
+        reference = run(model, data, rows, FromPosition(dict(position), generator))
+        elsewhere = run(model, data, rows, FromPosition({}, generator))
+    for again in (reference, elsewhere):
+        check_sites(first.sites.keys(), again)
+    return reference, elsewhere
+
+
+def _first_that_runs(
+    model: Model, data: Data, rows: Mapping[str, Tensor], position: Position, generator: torch.Generator
+) -> Run:
+    """With validation on; at a few positions, since covariates of any scale may carry one to an infinite rate."""
+    for attempt in range(ATTEMPTS):
+        position.clear()
+        try:
+            with seeded(0, data.device):
+                return run(model, data, rows, FromPosition(position, generator), validate=True)
+        except (RuntimeError, ValueError) as error:
+            if attempt == ATTEMPTS - 1 or isinstance(error, PyroScaleError):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def check_sites(expected: Set[str], found: Run) -> None:
+    """Raises `ModelError` unless a run visits the sites that another did."""
+    if changed := expected ^ found.sites.keys():
+        raise ModelError(
+            f"The model draws different sites on different runs: {names_of(sorted(changed))} came or went. Every "
+            "run must visit the same sites; use a mask or a mixture in place of a branch."
+        )
+
+
+def check_density(model: Model, data: Data, rows: Mapping[str, Tensor], reference: Run, position: Position) -> None:
+    """Raises `ModelError` unless the log density exists, is the same on every run and has a gradient."""
+    with _explained(model, data, rows):
+        _check_terms(reference)
+        with seeded(2, data.device):
+            again = run(model, data, rows, FromPosition(position))
+
+            def density(position: Position) -> Tensor:
+                sites = run(model, data, rows, FromPosition(position)).sites
+                return torch.stack([log_prob(site).sum() for site in sites.values()]).sum()
+
+            grad(density)(position)
+    for name, site in reference.sites.items():
+        if not same(log_prob(site), log_prob(again.sites[name])):
+            raise ModelError(
+                f"The log density at site '{name}' changes from run to run with every latent site held: something in "
+                "the model is random. Draw it with pyro.sample, or switch it off (dropout: module.eval())."
+            )
+
+
+def _check_kinds(reference: Run, hint: str) -> None:
+    kinds = [kind_of(site) for site in reference.sites.values()]
+    if "latent" not in kinds:
+        raise ModelError("The model has no latent site: there is nothing to infer. Add a pyro.sample without obs.")
+    if "observed" not in kinds and "factor" not in kinds:
+        raise ModelError(
+            "The model has no observed site: its posterior is its prior. Pass the observations in data, and observe "
+            f"them with pyro.sample(..., obs=y).{hint}"
+        )
+
+
+def _check_terms(found: Run) -> None:
+    for name, site in found.sites.items():
+        try:
+            log_prob(site)
+        except (RuntimeError, ValueError, IndexError) as error:
+            family = type(getattr(site["fn"], "base_dist", site["fn"])).__name__
+            raise ModelError(
+                f"Site '{name}' observes a value of shape {tuple(site['value'].shape)}, its {family} has shape "
+                f"{tuple(site['fn'].shape())}, and the log density fails: {str(error).rstrip('.')}. Give both the "
+                "same shape."
+            ) from error
+
+
+@contextmanager
+def _explained(model: Model, data: Data, rows: Mapping[str, Tensor]) -> Iterator[None]:
+    try:
+        yield
+    except DiscreteSiteError as error:
+        raise DiscreteSiteError(f"{error}{_unset(model, data)}") from None
+    except Exception as error:
+        if "mutate" in str(error):
+            raise ModelError(
+                "The model changes a tensor that it holds, so that runs depend on the runs before (as batch "
+                "normalisation does in training mode: module.eval()). Leave what it holds unchanged."
+            ) from error
+        if rows is not data.rows and _runs_on_all(model, data):
+            raise MinibatchError(
+                f"The model runs on all {data.num_data} rows but not on a batch: {type(error).__name__}: "
+                f"{str(error).rstrip('.')}. Take sizes from the arguments, as in plate('data', len(x)), and pass "
+                "per-row arrays in data."
+            ) from error
+        if isinstance(error, PyroScaleError):
+            raise
+        if "dtype" in str(error):
+            raise ModelError(
+                f"The model mixes floating types: {str(error).rstrip('.')}. The data are {data.dtype}. Convert what "
+                "the model holds (module.double()), or pass dtype, as in dtype=torch.float32."
+            ) from error
+        raise
+
+
+def _runs_on_all(model: Model, data: Data) -> bool:
+    try:
+        with seeded(0, data.device):
+            found = run(model, data, data.rows, FromPosition({}, torch.Generator()), validate=True)
+            _check_terms(found)
+    except Exception:  # then the number of rows is not to blame
+        return False
+    return True
+
+
+def _unset(model: Model, data: Data) -> str:
+    """A word on arguments that were left at None: often the observations."""
+    defaults = {name: parameter.default for name, parameter in arguments_of(model).items()}
+    unset = [name for name, value in defaults.items() if value is None and name not in {**data.rows, **data.constants}]
+    return f" The model's {names_of(unset)} is None: pass it in data if it holds observations." if unset else ""
