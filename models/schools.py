@@ -10,7 +10,16 @@ from torch import Tensor
 from .problem import Moments, Problem
 
 _REFERENCE: dict[str, tuple[float | list[float], float | list[float]]] = {
-    "mu": (4.4, 3.3),
+    "mu": (4.394, 3.328),
+    "tau": (3.602, 3.218),
+    "theta_trans": (
+        [0.314, 0.101, -0.084, 0.064, -0.163, -0.071, 0.358, 0.076],
+        [0.991, 0.941, 0.967, 0.940, 0.928, 0.940, 0.958, 0.975],
+    ),
+    "theta": (
+        [6.220, 4.955, 3.909, 4.760, 3.602, 4.048, 6.304, 4.833],
+        [5.618, 4.704, 5.231, 4.736, 4.674, 4.802, 5.088, 5.284],
+    ),
 }
 
 
@@ -31,8 +40,12 @@ def eight_schools() -> Problem:
         description="Eight schools, non-centred; reference from 100,000 draws of NUTS.",
         model=schools_noncentered,
         data={
-            "sigma": torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64),
-            "y": torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64),
+            "sigma": _double([15, 10, 16, 11, 9, 11, 10, 18]),
+            "y": _double([28, 8, -3, 7, -1, 1, 18, 12]),
         },
-        reference={name: Moments(torch.tensor(mean), torch.tensor(sd)) for name, (mean, sd) in _REFERENCE.items()},
+        reference={name: Moments(_double(mean), _double(sd)) for name, (mean, sd) in _REFERENCE.items()},
     )
+
+
+def _double(values: float | list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
