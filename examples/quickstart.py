@@ -15,7 +15,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
-import torch
 
 import pyro_scale as ps
 
@@ -55,7 +54,8 @@ print(table[["mean_error", "mcse", "sd_ratio", "ess_bulk", "r_hat"]].round(3).to
 # 4. What does it say of women who were not in the data?
 prediction = posterior.predict(new)
 print("\nThree women who were not in the data")
-for p, total, epistemic in zip(*(part["obs"] for part in (prediction.mean, prediction.total, prediction.epistemic))):
+for i, p in enumerate(prediction.mean["obs"]):
+    total, epistemic = prediction.total["obs"][i], prediction.epistemic["obs"][i]
     print(f"P(diabetes) = {p:.2f}; uncertainty {total:.3f} nats, of which {epistemic:.4f} more data would remove")
 
 # 5. Keep it, and look at it.

@@ -17,7 +17,7 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
     if below < math.inf:
         wanted += f" of at most {below:g}"
     try:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        number = float(value) if type(value) is not bool and isinstance(value, Real) else math.nan
     except OverflowError:
         number = math.inf
     if not (0 < number < math.inf or (number == 0 and not positive)) or number > below:

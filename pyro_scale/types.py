@@ -81,7 +81,7 @@ class BoundKernel:
 
 
 class Kernel(Protocol):
-    """Settings of an algorithm; immutable. `step_size` None leaves the choice to `infer`."""
+    """Settings of an algorithm: a frozen dataclass. `step_size` None takes its class's `default_step_size`."""
 
     @property
     def step_size(self) -> float | Schedule | None: ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch.func import grad_and_value
 
@@ -28,7 +28,8 @@ class SGLD:
 
     Args:
         step_size: epsilon, per datum: a number or schedule; > 0. For a posterior whose curvature per datum is 1 it
-            is stable below 2 and its variance is 1 / (1 - step_size / 2) times the target's. None lets `infer` choose.
+            is stable below 2 and its variance is 1 / (1 - step_size / 2) times the target's. None
+            takes `default_step_size`, which suits covariates of unit scale.
         temperature: 1 is the Bayesian posterior, below 1 a cold one, 0 gradient descent; a number or schedule; >= 0.
         gradient_variance: V, variance over minibatches of the gradient divided by num_data, subtracted from the
             injected noise; a number for all coordinates, or a tensor a site; >= 0.
@@ -47,6 +48,8 @@ class SGLD:
     References:
         Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics, ICML.
     """
+
+    default_step_size: ClassVar[float] = 0.01
 
     step_size: float | Schedule | None = None
     temperature: float | Schedule = 1.0
