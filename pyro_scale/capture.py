@@ -93,13 +93,14 @@ def fastest(function: Function, mapped: tuple[bool, ...], *example: Any) -> tupl
         with torch.no_grad():
             expected = function(*one_chain)
         chosen, how, reason = _recorded(function, one_chain, expected)
-        reasons = [f"the model cannot be vectorised over chains: {_first_line(error)}", *reason]
+        reasons = [f"The model cannot be vectorised over chains: {_first_line(error)}.", *reason]
         logger.info("Chains run one after another, %s. %s", how, " ".join(reasons))
-        return partial(_chain_by_chain, chosen, mapped), f"{how}, chain by chain"
+        return torch.no_grad()(partial(_chain_by_chain, chosen, mapped)), f"{how}, chain by chain"
     chosen, how, reason = _recorded(vectorised, example, expected)
     if reason:
         logger.info("Steps run through Pyro's handlers. %s", reason[0])
-    return chosen, how
+    # a model that holds parameters would otherwise tie every step to all the ones before
+    return torch.no_grad()(chosen), how
 
 
 def record_or_keep(function: Function, *example: Any) -> tuple[Function, str]:
@@ -116,11 +117,7 @@ def _recorded(function: Function, example: tuple[Any, ...], expected: Any) -> tu
     except CaptureError as error:
         return function, "eager", [f"Capture failed: {error}."]
     if not _agree(captured(*example), expected):
-        return (
-            function,
-            "eager",
-            ["The captured graph gives other values: the model reads outside state."],
-        )
+        return function, "eager", ["The captured graph gives other values: the model reads outside state."]
     return captured, "captured", []
 
 
@@ -159,7 +156,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].rstrip(' .')}" if lines else type(error).__name__
 
 
 def _fold_constants(graph: fx.GraphModule) -> None:

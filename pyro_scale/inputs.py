@@ -23,16 +23,16 @@ class Chunk(NamedTuple):
     Attributes:
         indices: rows of the minibatches, `(num_steps, num_chains, batch_size)`; None in full batch.
         noise: tree of standard normals, `(num_steps, num_chains, *shape)`.
-        settings: step sizes and temperatures, `(num_steps,)`.
+        settings: step sizes and temperatures, `(num_steps,)`; fewer where the run ends before the chunk does.
     """
 
     indices: Tensor | None
     noise: Noise
     settings: Settings
 
-    def steps(self, most: int) -> Iterator[tuple[Tensor | None, Noise, Settings]]:
-        """Inputs of one step after another, of the first `most` at the most."""
-        for i in range(min(most, len(self.settings.step_size))):
+    def steps(self) -> Iterator[tuple[Tensor | None, Noise, Settings]]:
+        """Inputs of one step after another, for as long as there are settings."""
+        for i in range(len(self.settings.step_size)):
             noise = {name: leaf[i] for name, leaf in self.noise.items()} if self.noise else ()
             indices = None if self.indices is None else self.indices[i]
             yield indices, noise, Settings(self.settings.step_size[i], self.settings.temperature[i])
@@ -109,15 +109,18 @@ class Inputs:
 
 
 def _evaluated(kernel: Kernel, num_steps: int, device: torch.device) -> Settings:
-    """Step size and temperature of every step, `(num_steps,)`, in float64: schedules are checked before any step."""
+    """Step size and temperature of every step, in float64: schedules are checked before any step.
+
+    There is one more, equal to the last, for the step that only evaluates the last draw: `(num_steps + 1,)`.
+    """
     name = type(kernel).__name__
     assert kernel.step_size is not None
 
     def column(setting: str, value: float | Schedule) -> Tensor:
         schedule = as_schedule(name, setting, value)
         if not callable(value):
-            return torch.full((num_steps,), schedule(0), dtype=torch.float64, device=device)
+            return torch.full((num_steps + 1,), schedule(0), dtype=torch.float64, device=device)
         values = [check_number(name, f"{setting}({step})", schedule(step)) for step in range(num_steps)]
-        return torch.tensor(values, dtype=torch.float64, device=device)
+        return torch.tensor([*values, values[-1]], dtype=torch.float64, device=device)
 
     return Settings(column("step_size", kernel.step_size), column("temperature", kernel.temperature))

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from pyro_scale import inference_data
+from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.errors import ArgumentError, MissingModelError
 from pyro_scale.groups import Group, arrays, axis_names, data_groups, prior_draws
 from pyro_scale.predict import Prediction, log_likelihood, new_rows, predictive
-from pyro_scale.sample import Chains, Plan
+from pyro_scale.sample import Chains
 from pyro_scale.types import Kernel
 
 REQUESTED_GROUPS = ("log_likelihood", "posterior_predictive", "prior", "warmup_posterior")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -13,44 +13,14 @@ from torch.func import vmap
 
 from pyro_scale import tree
 from pyro_scale.capture import fastest
+from pyro_scale.collected import Collected, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.draws import constrain
 from pyro_scale.inputs import Inputs
 from pyro_scale.progress import Callback, Reporter
-from pyro_scale.types import Kernel, Position, Settings
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to run and what to keep.
-
-    Attributes:
-        num_samples: draws kept by a chain.
-        warmup_steps: steps before the first draw can be kept.
-        thinning: steps from one kept draw to the next.
-        num_chains: chains.
-        keep: sites whose draws are kept.
-        save_warmup: whether every `thinning`-th position of the warm-up is kept too.
-    """
-
-    num_samples: int
-    warmup_steps: int
-    thinning: int
-    num_chains: int
-    keep: tuple[str, ...]
-    save_warmup: bool = False
-
-    @property
-    def num_steps(self) -> int:
-        """Steps a chain takes in all."""
-        return self.warmup_steps + self.num_samples * self.thinning
-
-    def kept_after(self, step: int) -> bool:
-        """Whether the position after this many steps is kept."""
-        if step <= self.warmup_steps:
-            return self.save_warmup and step % self.thinning == 0
-        return (step - self.warmup_steps) % self.thinning == 0
+from pyro_scale.starts import LinAlgError
+from pyro_scale.types import Batch, Kernel, Position, Settings
 
 
 class RunState(NamedTuple):
@@ -85,7 +55,7 @@ class Run:
         self.plan = plan
         bound = kernel.bind(compiled, compiled.num_data)
         shapes = bound.noise_shape(tree.map(lambda leaf: leaf[0], start))
-        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.num_steps + 1, seeds)
+        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.num_steps, seeds)
         self.chains = vmap(bound.init)(start, self.inputs.noise(plan.num_chains))
         self.collected = Collected(plan)
         self.step = 0
@@ -95,13 +65,15 @@ class Run:
         self.update, self.how = fastest(bound.update, mapped, self.chains, self.batch, noise, settings)
 
     def state(self) -> RunState:
-        """A copy of the state; `restore` continues from it with the same draws, bit for bit."""
+        """A copy of the state between two chunks; `restore` continues from it with the same draws, bit for bit."""
         return RunState(self.step, self.chains, self.inputs.state())
 
     def restore(self, state: RunState) -> None:
-        """Goes on from a state of a run with the same arguments."""
+        """Goes on from a state of a run with the same arguments, and collects the draws after those it had."""
         self.step, self.chains = state.step, state.chains
-        self.collected.num_steps = state.step
+        # the position of the last step had not got its log posterior yet
+        waiting = state.chains.position if self.plan.kept_after(state.step) else None
+        self.collected = Collected(self.plan, state.step, waiting)
         self.inputs.restore(state.inputs)
 
     def advance(self, reporter: Reporter) -> Ending | None:
@@ -110,19 +82,23 @@ class Run:
         The step after the last one only evaluates the log posterior of the last draw.
         """
         chunk = self.inputs.draw(self.step)
-        for indices, noise, settings in chunk.steps(self.plan.num_steps + 1 - self.step):
+        for indices, noise, settings in chunk.steps():
             if indices is not None:
                 self.batch = self.compiled.batch(indices)
-            after, info = self.update(self.chains, self.batch, noise, settings)
+            try:
+                after, info = self.update(self.chains, self.batch, noise, settings)
+            except LinAlgError:  # a matrix of the model is no longer positive definite
+                return self._not_finite(self._one_by_one(), settings)
             if not torch.isfinite(info.log_posterior).all():
                 return self._not_finite(info.log_posterior, settings)
             self.collected.settle(info.log_posterior)
+            stop = reporter.update(self.collected.num_steps, len(self.collected.draws))
             if self.collected.num_steps == self.plan.num_steps:
                 break
+            if stop:
+                return Ending(f"stopped by the callback after {self._steps_done}", failed=False)
             self.chains = after
             self.collected.add(after.position, info.clamped)
-            if reporter.update(self.collected.num_steps, len(self.collected.positions)):
-                return Ending(f"stopped by the callback after {self._steps_done}", failed=False)
         self.step += self.inputs.chunk_steps
         return None
 
@@ -130,12 +106,26 @@ class Run:
     def _steps_done(self) -> str:
         return f"{self.collected.num_steps} of {self.plan.num_steps} steps"
 
+    def _one_by_one(self) -> Tensor:
+        """Log posterior of every chain, NaN where the model raises."""
+        values = torch.full((self.plan.num_chains,), torch.nan)
+        for chain in range(self.plan.num_chains):
+            position, batch = self._at(chain)
+            with suppress(LinAlgError), torch.no_grad():
+                values[chain] = self.compiled(position, batch)
+        return values
+
+    def _at(self, chain: int) -> tuple[Position, Batch]:
+        """Position and batch of one chain."""
+        position = tree.map(lambda leaf: leaf[chain], self.chains.position)
+        whole = self.compiled.batch_size is None
+        return position, self.batch if whole else self.compiled.batch(self.batch.indices[chain])
+
     def _not_finite(self, values: Tensor, settings: Settings) -> Ending:
         chain = int((~torch.isfinite(values)).nonzero()[0])
-        here = tree.map(lambda leaf: leaf[chain], self.chains.position)
+        here, batch = self._at(chain)
         bad = [name for name, leaf in here.items() if not torch.isfinite(leaf).all()]
-        one = self.batch if self.compiled.batch_size is None else self.compiled.batch(self.batch.indices[chain])
-        reason = f"the position of site {names_of(bad)} is not finite" if bad else self.compiled.blame(here, one)
+        reason = f"the position of site {names_of(bad)} is not finite" if bad else self.compiled.blame(here, batch)
         return Ending(
             f"after {self._steps_done} chain {chain} is not finite: {reason}. The usual cause is a step_size too "
             f"large for the curvature: it is {float(settings.step_size):g} here; try a tenth of it, or standardise "
@@ -149,36 +139,6 @@ class Ending(NamedTuple):
 
     reason: str
     failed: bool
-
-
-class Collected:
-    """Positions kept so far; each waits for its log posterior, which the next step computes."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.positions: list[Position] = []
-        self.warmup: list[Position] = []
-        self.log_posterior: list[Tensor] = []
-        self.waiting: Position | None = None
-        self.num_steps = 0
-        self.clamped = torch.zeros(plan.num_chains, dtype=torch.long)
-
-    def settle(self, log_posterior: Tensor) -> None:
-        """The value at the position that waits, which is finite."""
-        if self.waiting is None:
-            return
-        if self.num_steps > self.plan.warmup_steps:
-            self.positions.append(self.waiting)
-            self.log_posterior.append(log_posterior)
-        else:
-            self.warmup.append(self.waiting)
-        self.waiting = None
-
-    def add(self, position: Position, clamped: Tensor) -> None:
-        """One more step was taken and led to `position`."""
-        self.num_steps += 1
-        self.clamped += clamped.cpu()
-        self.waiting = position if self.plan.kept_after(self.num_steps) else None
 
 
 class Chains(NamedTuple):
@@ -228,9 +188,10 @@ def run_chains(
     ending = _to_the_end(run, Reporter(plan.num_steps, progress, callback))
     seconds["sample"] = time.perf_counter() - began
     kept = run.collected
+    values = [log_posterior for _, log_posterior in kept.draws]
     return Chains(
-        draws=constrain(compiled, kept.positions, plan.keep),
-        log_posterior=torch.stack(kept.log_posterior, 1) if kept.positions else torch.empty(plan.num_chains, 0),
+        draws=constrain(compiled, [position for position, _ in kept.draws], plan.keep),
+        log_posterior=torch.stack(values, 1) if values else torch.empty(plan.num_chains, 0),
         warmup=constrain(compiled, kept.warmup, plan.keep) if plan.save_warmup else None,
         num_steps=kept.num_steps,
         clamped=kept.clamped,
@@ -247,7 +208,7 @@ def _to_the_end(run: Run, reporter: Reporter) -> Ending | None:
             if ending := run.advance(reporter):
                 return ending
     except KeyboardInterrupt:
-        if not run.collected.positions:
+        if not run.collected.draws:
             raise
         return Ending(f"interrupted after {run.collected.num_steps} of {run.plan.num_steps} steps", failed=False)
     finally:
