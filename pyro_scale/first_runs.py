@@ -18,7 +18,7 @@ from pyro_scale.types import Position
 ATTEMPTS = 10
 
 
-def first_runs(
+def reference_runs(
     model: Model, data: Data, rows: Mapping[str, Tensor], position: Position, generator: torch.Generator
 ) -> tuple[Run, Run]:
     """A run at a random position, which `position` receives, and one elsewhere.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_scale.data import Data, Model, arguments_of, names_of
 from pyro_scale.errors import DiscreteSiteError, MinibatchError
-from pyro_scale.first_runs import check_density, first_runs
+from pyro_scale.first_runs import check_density, reference_runs
 from pyro_scale.handlers import FromPosition, bijection, run, seeded
 from pyro_scale.records import Kind, PyroSite, holds, is_deterministic, kind_of
 from pyro_scale.rows import Comparison, RowAxis, check_plates, compare, is_local, row_axis, row_dim
@@ -76,7 +76,7 @@ def describe(model: Model, data: Data, batch_size: int | None, generator: torch.
     indices = torch.arange(data.num_data, device=data.device) if batch_size is None else order[:batch_size]
     rows = data.rows if batch_size is None else data.take(indices)
     position: Position = {}
-    reference, elsewhere = first_runs(model, data, rows, position, generator)
+    reference, elsewhere = reference_runs(model, data, rows, position, generator)
     check_plates(reference, len(indices), data.num_data)
     check_support(model, data, rows, batch_size, reference, elsewhere, position)
     check_density(model, data, rows, reference, position)
