@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 
@@ -16,6 +17,8 @@ from pyro_scale.records import kind_of, log_prob, same
 from pyro_scale.types import Position
 
 ATTEMPTS = 10
+MIXED_TYPES = re.compile("same dtype|scalar type|dtypes match|type .* should be the same")
+"""What torch says of them."""
 
 
 def reference_runs(
@@ -69,18 +72,33 @@ def check_density(model: Model, data: Data, rows: Mapping[str, Tensor], referenc
         _check_terms(reference)
         with seeded(2, data.device):
             again = run(model, data, rows, FromPosition(position))
-
-            def density(position: Position) -> Tensor:
-                sites = run(model, data, rows, FromPosition(position)).sites
-                return torch.stack([log_prob(site).sum() for site in sites.values()]).sum()
-
-            grad(density)(position)
     for name, site in reference.sites.items():
         if not same(log_prob(site), log_prob(again.sites[name])):
             raise ModelError(
                 f"The log density at site '{name}' changes from run to run with every latent site held: something in "
                 "the model is random. Draw it with pyro.sample, or switch it off (dropout: module.eval())."
             )
+    _check_gradient(model, data, rows, position)
+
+
+def _check_gradient(model: Model, data: Data, rows: Mapping[str, Tensor], position: Position) -> None:
+    def density(position: Position) -> Tensor:
+        sites = run(model, data, rows, FromPosition(position)).sites
+        return torch.stack([log_prob(site).sum() for site in sites.values()]).sum()
+
+    try:
+        with seeded(2, data.device):
+            grad(density)(position)
+    except RuntimeError as error:
+        if "mutate" in str(error):
+            raise ModelError(
+                "The model changes a tensor that it holds, so that runs depend on the runs before (as batch "
+                "normalisation does in training mode: module.eval()). Leave what it holds unchanged."
+            ) from error
+        raise ModelError(
+            f"The model runs, but its log density has no gradient: {str(error).rstrip('.')}. Write the model in torch "
+            "operations throughout, without numpy()."
+        ) from error
 
 
 def _check_kinds(reference: Run, hint: str) -> None:
@@ -114,11 +132,6 @@ def _explained(model: Model, data: Data, rows: Mapping[str, Tensor]) -> Iterator
     except DiscreteSiteError as error:
         raise DiscreteSiteError(f"{error}{_unset(model, data)}") from None
     except Exception as error:
-        if "mutate" in str(error):
-            raise ModelError(
-                "The model changes a tensor that it holds, so that runs depend on the runs before (as batch "
-                "normalisation does in training mode: module.eval()). Leave what it holds unchanged."
-            ) from error
         if rows is not data.rows and _runs_on_all(model, data):
             raise MinibatchError(
                 f"The model runs on all {data.num_data} rows but not on a batch: {type(error).__name__}: "
@@ -127,7 +140,13 @@ def _explained(model: Model, data: Data, rows: Mapping[str, Tensor]) -> Iterator
             ) from error
         if isinstance(error, PyroScaleError):
             raise
-        if "dtype" in str(error):
+        if "Shape mismatch inside plate" in str(error):
+            raise ModelError(
+                f"{error}: the plate has another size than what is in it. The model got "
+                f"{len(next(iter(rows.values())))} rows of data: take the plate's size from the arguments, as in "
+                "plate('data', len(x))."
+            ) from error
+        if MIXED_TYPES.search(str(error)):
             raise ModelError(
                 f"The model mixes floating types: {str(error).rstrip('.')}. The data are {data.dtype}. Convert what "
                 "the model holds (module.double()), or pass dtype, as in dtype=torch.float32."

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
@@ -162,6 +163,10 @@ def bijection(site: PyroSite) -> Any:
         raise DiscreteSiteError(
             f"Site '{name}' is {family} and has no gradient. Sum it out in the model (as a mixture does), or observe "
             "it."
+        )
+    if isinstance(fn, Delta):
+        raise ModelError(
+            f"Site '{name}' is a Delta, which has no density. Use pyro.deterministic('{name}', value), or a constant."
         )
     support = fn.support
     if isinstance(support, MixtureSameFamilyConstraint) and not vars(support.base_constraint):

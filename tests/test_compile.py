@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from model_cases import CASES, MINIBATCHED, WHOLE, Case, N, X, Y, linear, logistic, partly_observed
+from model_cases import CASES, MINIBATCHED, WHOLE, Case, N, Prior, X, Y, linear, logistic, partly_observed
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -389,6 +389,23 @@ def test_dtype_follows_data_or_argument(data_dtype: Any, argument: Any, expected
             assert torch.get_default_dtype() == default
         finally:
             torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("device", ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+@every_minibatched
+def test_device_follows_data_or_argument(case: Case, device: str) -> None:
+    """Positions, values and gradients live where they are asked to, and are those of the CPU."""
+    if isinstance(case.model, (torch.nn.Module, Prior)):  # what a model holds stays where the user put it
+        return
+    expected = compiled(case, BATCH)
+    position, rows = position_of(expected, 0), torch.arange(BATCH)
+    there = compile_model(
+        case.model, case.data, constants=case.constants, batch_size=BATCH, device=device, dtype=torch.float64
+    )
+    moved = {name: leaf.to(device) for name, leaf in position.items()}
+    values = [there.log_posterior(moved, there.batch(rows)), *there.initial_position(0).values()]
+    assert {str(value.device) for value in values} == {device}
+    torch.testing.assert_close(values[0].cpu(), expected.log_posterior(position, expected.batch(rows)))
 
 
 def test_float32_agrees_with_float64() -> None:

@@ -223,6 +223,18 @@ def log_normal(y: Tensor) -> None:
         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y.log())
 
 
+def numpy_inside(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", normal(3))
+    with pyro.plate("data", len(x)):
+        pyro.sample("obs", dist.Normal(torch.as_tensor(x.numpy() @ w.detach().numpy()), 1.0), obs=y)
+
+
+def plate_of_100(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", normal(3))
+    with pyro.plate("data", 100):
+        pyro.sample("obs", dist.Normal(x @ w, 1.0), obs=y)
+
+
 def scaled_groups(g: Tensor, y: Tensor) -> None:
     with pyro.plate("groups", 40, subsample=torch.arange(4)):
         effect = pyro.sample("effect", dist.Normal(0.0, 1.0))
@@ -367,6 +379,14 @@ REFUSALS = [
     Refusal(
         "one-hot labels", logistic, {"x": X, "y": torch.eye(4)[GROUP]}, ModelError,
         ("'obs'", "Bernoulli", "same shape"),
+    ),
+    Refusal("NumPy inside", numpy_inside, XY, ModelError, ("no gradient", "torch operations")),
+    Refusal(
+        "Delta", with_site("one", lambda: dist.Delta(torch.tensor(1.0))), Y, ModelError,
+        ("'one'", "Delta", "pyro.deterministic('one', value)"),
+    ),
+    Refusal(
+        "another size of plate", plate_of_100, XY, ModelError, ("'data'", "100", "rows of data", "len(x)"),
     ),
     Refusal("logarithm of 0", log_normal, Y.clamp(min=0), DataError, ("'obs'", "-inf", "Real()", "Normal")),
     Refusal(
