@@ -21,6 +21,7 @@ from pyro_scale.errors import ArgumentError, StartError
 from pyro_scale.inference import check_count, checked_seed, derived_seeds
 from pyro_scale.mode import find_mode
 from pyro_scale.posterior import Posterior
+from pyro_scale.types import Batch
 from pyro_scale.whitening import Whitened
 
 from .nuts_samplers import Potential, sample_nutpie, sample_pyro
@@ -104,6 +105,7 @@ def nuts(
         "thinning": 1,
         "batch_size": None,
         "num_data": compiled.num_data,
+        "dtype": str(compiled.data.dtype).removeprefix("torch."),
         "whitened": coordinates.whitened is not None,
     }
     return Posterior(
@@ -137,12 +139,12 @@ def _potential(compiled: CompiledModel, seed: int) -> tuple[Potential, Coordinat
     coordinates = Coordinates(tree.shapes(start), Whitened(compiled, mode, 1) if mode.converged else None)
     batch = compiled.batch()
 
-    def log_posterior(vector: Tensor) -> Tensor:
+    def log_posterior(vector: Tensor, batch: Batch) -> Tensor:
         return compiled(coordinates.position(vector), batch)
 
     example = torch.full_like(tree.ravel(start), 0.1)
-    function, _ = record_or_keep(grad_and_value(log_posterior), example)
-    return Potential(function, example), coordinates
+    function, _ = record_or_keep(grad_and_value(log_posterior), example, batch, fixed={1})
+    return Potential(lambda vector: function(vector, batch), example), coordinates
 
 
 def _start(potential: Potential, coordinates: Coordinates, seed: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from pyro.infer.mcmc import MCMC, NUTS
 from torch import Tensor
 
 from pyro_scale.handlers import seeded
+from pyro_scale.starts import LinAlgError
 
 
 class Run(NamedTuple):
@@ -36,8 +38,11 @@ class Potential:
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient and value; minus infinity and a gradient of 0 where they are not finite, which NUTS rejects."""
         self.calls += 1
-        gradient, value = self.function(vector)
-        if bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()):
+        try:
+            gradient, value = self.function(vector)
+        except LinAlgError:  # a matrix of the model is not positive definite here
+            gradient, value = torch.zeros_like(vector), vector.new_full((), torch.nan)
+        if math.isfinite(float(value)) and math.isfinite(float(gradient.sum())):
             return gradient, value
         return torch.zeros_like(gradient), torch.full_like(value, -torch.inf)
 
@@ -69,10 +74,11 @@ def sample_pyro(
 def _pyro_chain(potential: Potential, start: Tensor, seed: int, num_samples: int, warmup_steps: int) -> Run:
     energy: Any = _Energy.apply
     kernel = NUTS(potential_fn=lambda values: energy(values["z"], potential))
-    rows: list[tuple[float, float, float]] = []
+    rows: list[tuple[float, float, float, int]] = []
 
     def hook(kernel: Any, samples: Any, stage: str, i: int) -> None:
-        rows.append((-float(kernel._potential_energy_last), float(kernel.step_size), kernel._mean_accept_prob))
+        lp, accepted = -float(kernel._potential_energy_last), kernel._mean_accept_prob
+        rows.append((lp, float(kernel.step_size), accepted, len(kernel._divergences)))
 
     mcmc = MCMC(
         kernel,
@@ -84,13 +90,18 @@ def _pyro_chain(potential: Potential, start: Tensor, seed: int, num_samples: int
     )
     with seeded(seed, start.device):
         mcmc.run()
-    lp, step_size, running_mean = torch.tensor(rows[-num_samples:], dtype=torch.float64).T
-    totals = running_mean * torch.arange(1, num_samples + 1)
-    diverging = torch.zeros(num_samples, dtype=torch.bool)
-    diverging[[index for index in mcmc.diagnostics()["divergences"]["chain 0"] if index >= 0]] = True
-    acceptance = torch.diff(totals, prepend=torch.zeros(1, dtype=totals.dtype)).clamp(0, 1)
-    stats = {"lp": lp, "step_size": step_size, "acceptance_rate": acceptance, "diverging": diverging}
+    lp, step_size, running_mean, divergences = torch.tensor(rows[-num_samples:], dtype=torch.float64).T
+    stats = {
+        "lp": lp,
+        "step_size": step_size,
+        "acceptance_rate": _increments(running_mean * torch.arange(1, num_samples + 1)).clamp(0, 1),
+        "diverging": _increments(divergences) > 0,
+    }
     return Run(mcmc.get_samples()["z"], stats)
+
+
+def _increments(totals: Tensor) -> Tensor:
+    return torch.diff(totals, prepend=torch.zeros(1, dtype=totals.dtype))
 
 
 def sample_nutpie(

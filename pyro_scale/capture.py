@@ -8,15 +8,17 @@ values cannot be recorded, and one that reads state outside its arguments must n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+
+from pyro_scale.graph import simplify
 
 logger = logging.getLogger("pyro_scale")
 
@@ -27,12 +29,13 @@ class CaptureError(Exception):
     """A function cannot be recorded; the message says why."""
 
 
-def record(function: Function, *example: Any) -> Function:
+def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Function:
     """Records `function` at example arguments; the result takes arguments of the same structure, shapes and types.
 
     Args:
         function: takes and returns trees of tensors; numbers in the arguments are taken as they are.
         example: the arguments of a first call.
+        fixed: positions of arguments that are the same in every call; what they alone decide is computed here.
 
     Raises:
         CaptureError: it depends on values of its arguments, or fails otherwise while it is recorded.
@@ -43,6 +46,7 @@ def record(function: Function, *example: Any) -> Function:
         {'y': tensor([1., 1., 1.])}
     """
     leaves, spec = pytree.tree_flatten(example)
+    owners = [i for i, argument in enumerate(example) for _ in pytree.tree_leaves(argument)]
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     out_spec: list[Any] = []
 
@@ -59,7 +63,7 @@ def record(function: Function, *example: Any) -> Function:
             graph = make_fx(functionalize(flat))(*(leaves[i] for i in where))
     except Exception as error:  # torch raises a dozen types here, and a user's model any
         raise CaptureError(_first_line(error)) from error
-    _fold_constants(graph)
+    simplify(graph, {k: leaves[i] for k, i in enumerate(where) if owners[i] in fixed})
 
     def captured(*arguments: Any) -> Any:
         given = pytree.tree_leaves(arguments)
@@ -69,7 +73,9 @@ def record(function: Function, *example: Any) -> Function:
     return captured
 
 
-def fastest(function: Function, mapped: tuple[bool, ...], *example: Any) -> tuple[Function, str]:
+def fastest(
+    function: Function, mapped: tuple[bool, ...], *example: Any, fixed: Collection[int] = ()
+) -> tuple[Function, str]:
     """The quickest way that works to run a function of one chain over all chains.
 
     Tried in order: vectorised over chains and captured; vectorised; captured, chain by chain; chain by chain. What
@@ -79,6 +85,7 @@ def fastest(function: Function, mapped: tuple[bool, ...], *example: Any) -> tupl
         function: of the arguments of one chain.
         mapped: for each argument, whether its tensors have a leading chain axis.
         example: the arguments for all chains.
+        fixed: positions of arguments that are the same in every call.
 
     Returns:
         The function over all chains, and how it runs, as in "captured" or "eager, chain by chain".
@@ -92,28 +99,30 @@ def fastest(function: Function, mapped: tuple[bool, ...], *example: Any) -> tupl
         one_chain = _chain(0, mapped, example)
         with torch.no_grad():
             expected = function(*one_chain)
-        chosen, how, reason = _recorded(function, one_chain, expected)
+        chosen, how, reason = _recorded(function, one_chain, expected, fixed)
         reasons = [f"The model cannot be vectorised over chains: {_first_line(error)}.", *reason]
         logger.info("Chains run one after another, %s. %s", how, " ".join(reasons))
         return torch.no_grad()(partial(_chain_by_chain, chosen, mapped)), f"{how}, chain by chain"
-    chosen, how, reason = _recorded(vectorised, example, expected)
+    chosen, how, reason = _recorded(vectorised, example, expected, fixed)
     if reason:
         logger.info("Steps run through Pyro's handlers. %s", reason[0])
     # a model that holds parameters would otherwise tie every step to all the ones before
     return torch.no_grad()(chosen), how
 
 
-def record_or_keep(function: Function, *example: Any) -> tuple[Function, str]:
+def record_or_keep(function: Function, *example: Any, fixed: Collection[int] = ()) -> tuple[Function, str]:
     """The recorded function and "captured"; or the function itself and "eager", with a log line that says why."""
-    chosen, how, reason = _recorded(function, example, function(*example))
+    chosen, how, reason = _recorded(function, example, function(*example), fixed)
     if reason:
         logger.info("The log posterior runs through Pyro's handlers. %s", reason[0])
     return chosen, how
 
 
-def _recorded(function: Function, example: tuple[Any, ...], expected: Any) -> tuple[Function, str, list[str]]:
+def _recorded(
+    function: Function, example: tuple[Any, ...], expected: Any, fixed: Collection[int]
+) -> tuple[Function, str, list[str]]:
     try:
-        captured = record(function, *example)
+        captured = record(function, *example, fixed=fixed)
     except CaptureError as error:
         return function, "eager", [f"Capture failed: {error}."]
     if not _agree(captured(*example), expected):
@@ -157,30 +166,3 @@ def _close(one: Tensor, other: Tensor) -> bool:
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip(' .')}" if lines else type(error).__name__
-
-
-def _fold_constants(graph: fx.GraphModule) -> None:
-    """Computes once what no argument enters: prior parameters, ranges, ones."""
-    nodes = list(graph.graph.nodes)
-    calls = [node for node in nodes if node.op == "call_function"]
-    if any(node.target._schema.is_mutable for node in calls if hasattr(node.target, "_schema")):
-        return
-    values: dict[fx.Node, Any] = {node: getattr(graph, node.target) for node in nodes if node.op == "get_attr"}
-    for node in calls:
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if random or not all(argument in values for argument in node.all_input_nodes):
-            continue
-        arguments = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
-        values[node] = node.target(*arguments[0], **arguments[1])
-        if isinstance(values[node], Tensor):
-            _replace(graph, node, values[node])
-    graph.graph.eliminate_dead_code()
-    graph.delete_all_unused_submodules()
-    graph.recompile()
-
-
-def _replace(graph: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
-    name = f"_constant_{node.name}"
-    graph.register_buffer(name, value.detach(), persistent=False)
-    with graph.graph.inserting_before(node):
-        node.replace_all_uses_with(graph.graph.get_attr(name))

@@ -62,7 +62,9 @@ class Run:
         indices, noise, settings = self.inputs.example()
         self.batch = compiled.batch(indices)
         mapped = (True, indices is not None, True, False)
-        self.update, self.how = fastest(bound.update, mapped, self.chains, self.batch, noise, settings)
+        every_step_the_same = () if indices is not None else (1,)
+        arguments = (self.chains, self.batch, noise, settings)
+        self.update, self.how = fastest(bound.update, mapped, *arguments, fixed=every_step_the_same)
 
     def state(self) -> RunState:
         """A copy of the state between two chunks; `restore` continues from it with the same draws, bit for bit."""
