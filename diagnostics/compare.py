@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -94,16 +96,21 @@ def _judge(table: pd.DataFrame, base: pd.DataFrame, posterior: Posterior, *, is_
     out["mcse"] = np.sqrt(variance) / base["sd"]
     seconds = sum(posterior.timing.values()) or float("nan")
     out["ess_per_s"] = out["ess_bulk"] / seconds
-    worst = out["mean_error"].abs().idxmax()
+    worst = _farthest(out["mean_error"].abs())
     total = {
         "mean_error": out.loc[worst, "mean_error"],
         "mcse": out.loc[worst, "mcse"],
-        "sd_ratio": out.loc[out["sd_ratio"].sub(1).abs().idxmax(), "sd_ratio"],
+        "sd_ratio": out.loc[_farthest(out["sd_ratio"].sub(1).abs()), "sd_ratio"],
         "ess_bulk": out["ess_bulk"].min(),
         "r_hat": out["r_hat"].max(),
         "ess_per_s": out["ess_per_s"].min(),
     }
     return pd.concat([out, pd.DataFrame({"all": total}).T])
+
+
+def _farthest(distances: pd.Series) -> Any:
+    """Where they are largest; anywhere if none is known, as for a single draw or a reference that does not vary."""
+    return distances.idxmax() if distances.notna().any() else distances.index[0]
 
 
 def _labels(posteriors: list[Posterior]) -> list[str]:

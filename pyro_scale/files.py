@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from pyro_scale import inference_data
-from pyro_scale.compile import compile_model
-from pyro_scale.data import Model, names_of
-from pyro_scale.errors import FileFormatError, ModelError
+from pyro_scale.compile import CompiledModel, compile_model
+from pyro_scale.data import Model
+from pyro_scale.errors import DataError, FileFormatError, ModelError
 from pyro_scale.posterior import Posterior
 
 
@@ -30,7 +30,8 @@ def load(
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: it was not written by `Posterior.save`.
-        ModelError: the model has other latent sites than the file.
+        ModelError: the model has other latent sites than that of the run.
+        DataError: the data have another number of rows.
     """
     idata = inference_data.read(Path(path))
     group = inference_data.dataset(idata, "posterior")
@@ -39,17 +40,13 @@ def load(
     record = json.loads(group.attrs["pyro_scale"])
     draws = {}
     for name, dtype in record["dtypes"].items():
-        draws[name] = torch.tensor(group[name.replace("/", ":")].values).to(getattr(torch, dtype))
-    stats = inference_data.dataset(idata, "sample_stats")
+        draws[name] = torch.tensor(group[record["variables"][name]].values).to(getattr(torch, dtype))
     compiled = None
     if model is not None:
-        size = record["settings"].get("batch_size")
-        compiled = compile_model(model, data, constants=constants, batch_size=size)
-        if unknown := sorted(compiled.latent.keys() - draws.keys()):
-            raise ModelError(
-                f"The model has a latent site '{unknown[0]}' and the file has draws of {names_of(list(draws))}. Pass "
-                "the model that the file was made with."
-            )
+        size, dtype = record["settings"]["batch_size"], getattr(torch, record["settings"]["dtype"])
+        compiled = compile_model(model, data, constants=constants, batch_size=size, dtype=dtype)
+        _check_same_model(compiled, record)
+    stats = inference_data.dataset(idata, "sample_stats")
     return Posterior(
         draws,
         sample_stats={str(name): torch.tensor(stats[name].values) for name in stats.data_vars},
@@ -60,3 +57,17 @@ def load(
         compiled=compiled,
         idata=idata,
     )
+
+
+def _check_same_model(compiled: CompiledModel, record: Mapping[str, Any]) -> None:
+    rows = record["settings"]["num_data"]
+    if compiled.num_data != rows:
+        raise DataError(f"data has {compiled.num_data} rows and the run had {rows}. Pass the data of the run.")
+    theirs = {name: tuple(shape) for name, shape in record["latent"].items()}
+    ours = {name: tuple(shape) for name, shape in compiled.latent.items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ModelError(
+                f"The model is not that of the run: latent site '{name}' has shape {ours.get(name, 'none')}, and in "
+                f"the file {theirs.get(name, 'none')} (unconstrained). Pass the model and constants of the run."
+            )

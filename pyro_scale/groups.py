@@ -38,8 +38,10 @@ def data_groups(compiled: CompiledModel) -> dict[str, Group]:
     return {"observed_data": arrays(observed), "constant_data": arrays(constants)}
 
 
-def axis_names(compiled: CompiledModel) -> dict[str, list[str | None]]:
-    """Variable -> names of its axes behind chain and draw, from the model's plates."""
+def axis_names(compiled: CompiledModel, *, by_row: bool = False) -> dict[str, list[str | None]]:
+    """Variable -> names of its axes behind chain and draw, from the model's plates; `by_row`: one value a row."""
+    if by_row:
+        return {site.name: [compiled.structure.row_dim] for site in compiled.sites.values() if site.rows is not None}
     names: dict[str, list[str | None]] = {argument: [compiled.structure.row_dim] for argument in compiled.data.rows}
     names.update({site.name: list(site.dims) for site in compiled.sites.values()})
     return names

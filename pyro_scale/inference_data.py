@@ -80,11 +80,21 @@ def dataset(idata: Any, group: str) -> xr.Dataset:
     return data.load()
 
 
+def variable_names(sites: Collection[str]) -> dict[str, str]:
+    """Site -> the variable that holds it in a group with these sites."""
+    names: dict[str, str] = {}
+    for site in sorted(sites, key=lambda site: "/" in site):  # a plain name goes first, and so keeps itself
+        name = site.replace("/", ":")
+        while name in {*SAMPLE_DIMS, *names.values()}:
+            name += "_"
+        names[site] = name
+    return names
+
+
 def write(idata: Any, path: str | os.PathLike[str]) -> None:
     """Write netCDF if `path` ends in .nc, a zarr directory (format 3) if in .zarr; anything else is a FileFormatError.
 
-    The file gets its name when complete, and a failure leaves what was there. A directory cannot be replaced in one
-    step: the old one is moved aside, and back if need be; one that is not zarr is not ours to delete (FileExistsError).
+    A failure leaves what was there; a directory that is not zarr is not ours to delete (FileExistsError).
     """
     engine = _engine(Path(path))
     target = Path(os.path.realpath(path))  # replace what a symbolic link points to, not the link
@@ -132,7 +142,7 @@ def _datasets(groups: Mapping[str, Arrays], dims: Dims, coords: Coords, attrs: A
 
 def _dataset(group: str, arrays: Arrays, dims: Dims, labels: Arrays, attrs: Attrs) -> xr.Dataset:
     sample_dims = () if group in DATA_GROUPS else SAMPLE_DIMS
-    names = _variable_names(arrays)
+    names = variable_names(arrays)
     index: dict[str, NDArray[Any]] = {}  # dimension -> labels, of the dimensions met so far
     variables = {}
     for site, array in arrays.items():
@@ -146,16 +156,6 @@ def _dataset(group: str, arrays: Arrays, dims: Dims, labels: Arrays, attrs: Attr
             axes.append(_add_dimension(wanted[axis], f"{names[site]}_dim_{axis}", size, taken, labels, index))
         variables[names[site]] = (axes, values)
     return xr.Dataset(variables, coords=index, attrs={**attrs, "sample_dims": [*sample_dims]})
-
-
-def _variable_names(sites: Collection[str]) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for site in sorted(sites, key=lambda site: "/" in site):  # a plain name goes first, and so keeps itself
-        name = site.replace("/", ":")
-        while name in {*SAMPLE_DIMS, *names.values()}:
-            name += "_"
-        names[site] = name
-    return names
 
 
 def _values(group: str, site: str, array: NDArray[Any]) -> NDArray[Any]:

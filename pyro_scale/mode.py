@@ -1,34 +1,39 @@
 r"""Posterior mode, and the curvature there.
 
-Newton's direction is $V |\Lambda|^{-1} V^\top g$ with $-H = V \Lambda V^\top$: absolute eigenvalues keep it an ascent
-direction where the log posterior is not concave (Nocedal & Wright (2006), section 3.4). The step is halved until the
-log posterior rises, and the search ends when the Newton decrement $g^\top d / 2$, the rise that is left in nats, is
-negligible. Beyond `DENSE_LIMIT` coordinates Adam goes through minibatches and the curvature is a diagonal.
+Newton's direction is $|H|^{-1} g$, with the absolute eigenvalues of the Hessian: they keep it an ascent direction where
+the log posterior is not concave (Nocedal & Wright (2006), section 3.4). The step is halved until the log posterior
+rises. Half of $g^\top |H|^{-1} g$, the Newton decrement, is the rise that is left in nats. Beyond `DENSE_LIMIT`
+coordinates Adam goes through minibatches and the curvature is a diagonal.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 import torchopt
 from torch import Tensor
-from torch.func import grad, grad_and_value, jacrev, vmap
+from torch.func import grad_and_value
 
 from pyro_scale import tree
 from pyro_scale.batches import Permutations
+from pyro_scale.capture import record_or_keep
 from pyro_scale.compile import CompiledModel
+from pyro_scale.hessian import AllRows, Spectrum, row_blocks
+from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Batch, LogPosterior, Position
 
 logger = logging.getLogger("pyro_scale")
 
 DENSE_LIMIT = 300
-BLOCK_ROWS = 65_536
 MAX_NEWTON_STEPS = 200
+MAX_HALVINGS = 40
+MAX_SLOW_STEPS = 5
 MAX_ADAM_STEPS = 20_000
-HESSIAN_CHUNK = 64
 
 
 class Mode(NamedTuple):
@@ -37,7 +42,8 @@ class Mode(NamedTuple):
     Attributes:
         position: where it is.
         log_posterior: its value there, in nats, over all rows.
-        converged: whether the convergence test was passed.
+        converged: whether it is one. Not so where a direction is flat, as by two equal covariates without a prior, or
+            where the log posterior rises forever, as in logistic regression of separable classes without a prior.
         num_steps: Newton or Adam steps taken.
         negative_hessian: (d, d) matrix, or the (d,) diagonal beyond `DENSE_LIMIT` coordinates, in the order of
             `tree.ravel`; nats per squared unit of the unconstrained coordinates.
@@ -50,6 +56,7 @@ class Mode(NamedTuple):
     negative_hessian: Tensor
 
 
+@torch.no_grad()  # a model may hold parameters, which would tie every step to all the ones before
 def find_mode(compiled: CompiledModel, start: Position, *, seed: int = 0) -> Mode:
     """Climbs from `start` to a mode of the log posterior over all rows.
 
@@ -70,72 +77,83 @@ def find_mode(compiled: CompiledModel, start: Position, *, seed: int = 0) -> Mod
         >>> round(float(found.position["mu"]), 6), found.negative_hessian.round().tolist()
         (1.5, [[4.0]])
     """
-    batches = row_blocks(compiled)
     if tree.size(start) <= DENSE_LIMIT:
-        return newton(compiled, batches, start)
+        return newton(compiled, row_blocks(compiled), start)
     position, converged, num_steps = adam(compiled, start, seed)
-    value = float(sum(compiled(position, batch) / batch.scale for batch in batches))
-    return Mode(position, value, converged, num_steps, negative_hessian_diagonal(compiled, batches, position))
+    rows, vector = AllRows(compiled, row_blocks(compiled), start), tree.ravel(position)
+    diagonal = rows.negative_hessian_diagonal(vector)
+    is_maximum = converged and bool((diagonal > 0).all())
+    if not is_maximum:
+        logger.info("Adam stopped after %d steps without reaching a mode.", num_steps)
+    return Mode(position, float(rows.value(vector)), is_maximum, num_steps, diagonal)
 
 
-def row_blocks(compiled: CompiledModel) -> list[Batch]:
-    """All rows once, in blocks: the sum of `log_posterior / scale` over them is that of all rows."""
-    if compiled.batch_size is None:
-        return [compiled.batch()]
-    return [compiled.batch(block) for block in torch.arange(compiled.num_data).split(BLOCK_ROWS)]
+class _Iterate(NamedTuple):
+    """A point of Newton's method: the second-order expansion there, and the step that it suggests."""
+
+    vector: Tensor
+    value: Tensor
+    negative_hessian: Tensor
+    direction: Tensor
+    decrement: float
+    positive: bool
+
+    @classmethod
+    def at(cls, rows: AllRows, vector: Tensor) -> _Iterate:
+        gradient, value = rows.gradient(vector)
+        hessian = rows.negative_hessian(vector)
+        if not (torch.isfinite(gradient).all() and torch.isfinite(hessian).all()):
+            return cls(vector, value, hessian, torch.full_like(vector, torch.nan), math.nan, False)
+        spectrum = Spectrum.of(hessian)
+        direction = spectrum.solve(gradient)
+        return cls(vector, value, hessian, direction, float(gradient @ direction) / 2, spectrum.positive)
 
 
 def newton(target: LogPosterior, batches: Sequence[Batch], start: Position) -> Mode:
-    """Damped Newton with absolute eigenvalues of the Hessian; for some hundred coordinates."""
-    like = tree.shapes(start)
-    vector = tree.ravel(start).detach().clone()
-    precise = vector.dtype == torch.float64
-    tolerance = 1e-9 if precise else 1e-3
-    total = _over_rows(target, batches, like)
-    converged, steps, value = False, 0, total(vector)
-    while steps < MAX_NEWTON_STEPS:
-        steps += 1
-        gradient, value = grad_and_value(total)(vector)
-        eigenvalues, basis = torch.linalg.eigh(_negative_hessian(total, vector))
-        direction = basis @ ((basis.T @ gradient) / absolute(eigenvalues))
-        decrement = float(gradient @ direction) / 2
-        if decrement < tolerance:
-            converged = bool(eigenvalues.min() > 0)
-            break
-        moved = _backtrack(total, vector, direction, value, decrement)
+    """Damped Newton with absolute eigenvalues of the Hessian; for some hundred coordinates.
+
+    It has converged when little rise is left and the last step took away nearly all there was: at a mode a step
+    squares the rise, while on the way to infinity a step leaves a fixed share of it, however small it has become.
+    """
+    rows = AllRows(target, batches, start)
+    here = _Iterate.at(rows, tree.ravel(start).detach().clone())
+    tolerance = 1e-9 if here.vector.dtype == torch.float64 else 1e-3
+    converged, steps, slow, before = False, 0, 0, math.inf
+    while steps < MAX_NEWTON_STEPS and slow < MAX_SLOW_STEPS and not math.isnan(here.decrement):
+        if here.decrement < tolerance:
+            converged = here.positive and here.decrement <= 0.1 * before
+            if converged or not here.positive:
+                break
+        moved = _backtrack(rows, here)
         if moved is None:
-            converged = decrement < (1e-4 if precise else 1e-1)  # rounding hides the rest of the rise
             break
-        vector = moved
-    hessian = _negative_hessian(total, vector)
-    if not converged:
+        before, value, steps = here.decrement, here.value, steps + 1
+        here = _Iterate.at(rows, moved)
+        slow += before < tolerance or bool(here.value <= value)
+    if converged:  # one more step squares what error the tolerance left
+        here, steps = _Iterate.at(rows, here.vector + here.direction), steps + 1
+    else:
         logger.info("Newton's method stopped after %d steps without reaching a mode.", steps)
-    return Mode(tree.unravel(vector, like), float(value), converged, steps, hessian)
+    position = tree.unravel(here.vector, rows.shapes)
+    return Mode(position, float(here.value), converged, steps, here.negative_hessian)
 
 
-def _backtrack(
-    total: Callable[[Tensor], Tensor], vector: Tensor, direction: Tensor, value: Tensor, decrement: float
-) -> Tensor | None:
+def _backtrack(rows: AllRows, here: _Iterate) -> Tensor | None:
     """The longest of the steps 1, 1/2, 1/4, ... by which the log posterior rises as its slope promises."""
+    rounding = 8 * torch.finfo(here.value.dtype).eps * float(here.value.abs())
     length = 1.0
-    for _ in range(40):
-        candidate = vector + length * direction
-        if total(candidate) >= value + 1e-4 * length * 2 * decrement:
-            return candidate
+    for _ in range(MAX_HALVINGS):
+        candidate = here.vector + length * here.direction
+        with suppress(LinAlgError):  # a matrix of the model may not be positive definite so far away
+            if rows.value(candidate) >= here.value + 1e-4 * length * 2 * here.decrement - rounding:
+                return candidate
         length /= 2
     return None
 
 
-def _negative_hessian(total: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
-    hessian: Tensor
-    try:
-        hessian = jacrev(grad(total))(vector)
-    except RuntimeError:  # a model that vmap cannot take: one row of the Hessian at a time
-        hessian = jacrev(grad(total), chunk_size=1)(vector)
-    return -(hessian + hessian.T) / 2
-
-
-def adam(compiled: CompiledModel, start: Position, seed: int, *, learning_rate: float = 0.05) -> tuple[Any, bool, int]:
+def adam(
+    compiled: CompiledModel, start: Position, seed: int, *, learning_rate: float = 0.05
+) -> tuple[Position, bool, int]:
     """Adam on minibatches; the learning rate is halved when the log posterior stops rising, eight times at most.
 
     The mean log posteriors of consecutive windows of steps are compared by their standard errors.
@@ -143,20 +161,23 @@ def adam(compiled: CompiledModel, start: Position, seed: int, *, learning_rate: 
     Returns:
         Position, whether all halvings were done within `MAX_ADAM_STEPS`, and the number of steps.
     """
-    generator = torch.Generator().manual_seed(seed)
     size = compiled.batch_size
-    batches = None if size is None else Permutations(compiled.num_data, size, 1, generator)
-    window = 50 if batches is None else min(max(50, compiled.num_data // batches.batch_size), 1000)
+    batches = Permutations(compiled.num_data, size or compiled.num_data, 1, torch.Generator().manual_seed(seed))
+    window = 50 if size is None else min(max(50, compiled.num_data // size), 1000)
+
+    def next_batch() -> Batch:
+        return compiled.batch(None if size is None else batches.draw(1)[0, 0])
+
+    function, _ = record_or_keep(grad_and_value(compiled), start, next_batch())
     position, steps = start, 0
     for halving in range(9):
         optimizer = torchopt.adam(lr=learning_rate / 2**halving)
         state = optimizer.init(position)
         before: Tensor | None = None
-        while steps < MAX_ADAM_STEPS:
+        while True:
             values = []
             for _ in range(window):
-                batch = compiled.batch(None if batches is None else batches.draw(1)[0, 0])
-                gradient, value = grad_and_value(compiled)(position, batch)
+                gradient, value = function(position, next_batch())
                 descent = tree.scale(gradient, -1 / compiled.num_data)
                 updates, state = optimizer.update(descent, state, inplace=False)
                 position = torchopt.apply_updates(position, updates, inplace=False)
@@ -165,46 +186,12 @@ def adam(compiled: CompiledModel, start: Position, seed: int, *, learning_rate: 
             now = torch.stack(values)
             if before is not None and _stalled(before, now):
                 break
+            if steps >= MAX_ADAM_STEPS or not torch.isfinite(now).all():
+                return position, False, steps
             before = now
-        else:
-            logger.info("Adam stopped after %d steps without passing its convergence test.", steps)
-            return position, False, steps
     return position, True, steps
 
 
 def _stalled(before: Tensor, now: Tensor) -> bool:
     error = ((before.var() + now.var()) / len(now)).sqrt()
     return bool(now.mean() - before.mean() <= error)
-
-
-def negative_hessian_diagonal(target: LogPosterior, batches: Sequence[Batch], position: Position) -> Tensor:
-    """Diagonal of minus the Hessian over all rows, exactly, by one Hessian-vector product a coordinate; `(d,)`."""
-    total = _over_rows(target, batches, tree.shapes(position))
-    vector = tree.ravel(position)
-
-    def entry(index: Tensor) -> Tensor:
-        direction = torch.nn.functional.one_hot(index, len(vector)).to(vector)
-        slope: Tensor = grad(lambda v: grad(total)(v) @ direction)(vector)
-        return -slope @ direction
-
-    chunks = torch.arange(len(vector), device=vector.device).split(HESSIAN_CHUNK)
-    return torch.cat([vmap(entry)(chunk) for chunk in chunks])
-
-
-def _over_rows(
-    target: LogPosterior, batches: Sequence[Batch], like: dict[str, torch.Size]
-) -> Callable[[Tensor], Tensor]:
-    """The log posterior over all rows as a function of the raveled position."""
-
-    def total(vector: Tensor) -> Tensor:
-        position = tree.unravel(vector, like)
-        return torch.stack([target(position, batch) / batch.scale for batch in batches]).sum()
-
-    return total
-
-
-def absolute(eigenvalues: Tensor) -> Tensor:
-    """Absolute values, kept off 0 relative to the largest."""
-    size = eigenvalues.abs()
-    least = float(size.max()) * torch.finfo(size.dtype).eps * len(size)
-    return size.clamp(min=max(least, torch.finfo(size.dtype).tiny))

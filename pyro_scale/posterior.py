@@ -17,7 +17,8 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.errors import ArgumentError, MissingModelError
 from pyro_scale.groups import Group, arrays, axis_names, data_groups, prior_draws
-from pyro_scale.predict import Prediction, log_likelihood, new_rows, predictive
+from pyro_scale.other_rows import can_score, new_rows
+from pyro_scale.predict import Prediction, log_likelihood, predictive
 from pyro_scale.sample import Chains
 from pyro_scale.types import Kernel
 
@@ -73,6 +74,7 @@ class Posterior:
             "thinning": plan.thinning,
             "batch_size": compiled.batch_size,
             "num_data": compiled.num_data,
+            "dtype": str(compiled.data.dtype).removeprefix("torch."),
             "steps_run": chains.how,
             "clamped": chains.clamped.tolist(),
             "ended_early": chains.ending.reason if chains.ending else None,
@@ -131,8 +133,10 @@ class Posterior:
             "warmup_posterior": self._warmup_arrays,
         }
         groups = {name: made[name]() for name in names}
-        dims = axis_names(self._model("add_groups"))
-        return inference_data.extend(self.idata, groups, dims=dims, attrs=self._attributes())
+        for name, group in groups.items():
+            dims = axis_names(self._model("add_groups"), by_row=name == "log_likelihood")
+            inference_data.extend(self.idata, {name: group}, dims=dims, attrs=self._attributes())
+        return self.idata
 
     def sample(self, n: int, seed: int) -> dict[str, Tensor]:
         """`n` of the draws at random, `(n, *site)`: without repetition while there are enough, otherwise with."""
@@ -161,11 +165,12 @@ class Posterior:
         """
         compiled = self._model("predict")
         draws = self._thinned(self._latent_draws("predict"), num_samples)
-        on = compiled if data is None else compiled.on(new_rows(compiled, data, without_observations=True))
-        prediction = predictive(on, draws, new_rows=data is not None, seed=seed)
-        if _is_scored(on, new=data is not None):
-            scores = log_likelihood(on, draws, new_rows=data is not None)
-            for name, value in scores.items():
+        new = data is not None
+        on = compiled.on(new_rows(compiled, data, without_observations=True)) if new else compiled
+        scored = not new or can_score(on, draws)
+        prediction = predictive(on, draws, new_rows=new, seed=seed)
+        if scored:
+            for name, value in log_likelihood(on, draws, new_rows=new).items():
                 each = value.flatten(0, 1)
                 prediction.log_predictive_density[name] = each.logsumexp(0) - math.log(len(each))
         return prediction
@@ -201,6 +206,8 @@ class Posterior:
         """What is written beside the arrays: JSON only."""
         return {
             "dtypes": {name: str(value.dtype).removeprefix("torch.") for name, value in self.draws.items()},
+            "variables": inference_data.variable_names(self.draws),
+            "latent": {} if self.compiled is None else self.compiled.latent,
             "num_steps": self.num_steps,
             "step_size": self.step_size,
             "timing": self.timing,
@@ -236,11 +243,3 @@ class Posterior:
             raise ArgumentError(f"num_samples is {num_samples!r}; it must be from 1 to the {available} draws a chain.")
         chosen = torch.linspace(0, available - 1, num_samples).round().long()
         return {name: value[:, chosen.to(value.device)] for name, value in draws.items()}
-
-
-def _is_scored(compiled: CompiledModel, *, new: bool) -> bool:
-    """Whether the rows come with observations, and every latent site has values for them."""
-    if new and any(compiled.sites[name].local for name in compiled.latent):
-        return False
-    arguments = [site.argument for site in compiled.structure.of_kind("observed")]
-    return not new or all(argument in compiled.data.rows for argument in arguments)

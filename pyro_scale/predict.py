@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from pyro_scale import tree
 from pyro_scale.compile import CompiledModel
-from pyro_scale.data import Data, read
 from pyro_scale.draws import over_draws
-from pyro_scale.errors import DataError, MinibatchError, ModelError
+from pyro_scale.errors import MinibatchError, ModelError
 from pyro_scale.handlers import FromValues, PyroSite, run, seeded
+from pyro_scale.other_rows import check_observations
 
 BLOCK_DRAWS = 256
+BLOCK_NUMBERS = 2**22
+"""At most so many draws are evaluated side by side, and so many draws times rows."""
 
 
 @dataclass(frozen=True)
@@ -58,67 +60,106 @@ def predictive(compiled: CompiledModel, draws: Mapping[str, Tensor], *, new_rows
             then drawn from their prior given the other sites.
         seed: of the draws.
     """
+    num_chains, num_samples = next(iter(draws.values())).shape[:2]
     values = {name: draws[name] for name in compiled.latent if not (new_rows and compiled.sites[name].local)}
-    num_chains, num_samples = next(iter(values.values())).shape[:2]
-    flat = {name: value.flatten(0, 1) for name, value in values.items()}
-    averages: dict[str, Tensor] = {}
+    averages: dict[str, _Averages] = {}
     samples: dict[str, list[Tensor]] = {}
 
     def one(draw: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         found = run(compiled.model, compiled.data, compiled.data.rows, FromValues(draw), sample_observed=True).sites
+        _check_drawn(compiled, found)
         sites = {site.name: found[site.name] for site in compiled.structure.of_kind("observed")}
         return {name: {"draw": site["value"], **_moments(site)} for name, site in sites.items()}
 
     with seeded(seed, compiled.data.device):
-        for start in range(0, num_chains * num_samples, BLOCK_DRAWS):
-            block = tree.map(lambda leaf, start=start: leaf[start : start + BLOCK_DRAWS], flat)
+        for block in _blocks(compiled, values, num_chains * num_samples):
             for name, found in over_draws(one, block, randomness="different").items():
                 samples.setdefault(name, []).append(found.pop("draw"))
-                for moment, value in found.items():
-                    share = value.sum(0) / (num_chains * num_samples)
-                    averages[f"{name}\0{moment}"] = averages.get(f"{name}\0{moment}", 0) + share
-    stacked = {name: torch.cat(parts).unflatten(0, (num_chains, num_samples)) for name, parts in samples.items()}
-    return _summarise(stacked, averages)
+                averages.setdefault(name, _Averages()).add(found)
+    shape = (num_chains, num_samples)
+    result = Prediction({name: torch.cat(parts).unflatten(0, shape) for name, parts in samples.items()})
+    for name, average in averages.items():
+        average.write(result, name)
+    return result
+
+
+def _blocks(compiled: CompiledModel, draws: Mapping[str, Tensor], num_draws: int) -> Iterator[dict[str, Tensor]]:
+    """The draws of all chains, one after another, in blocks that fit into memory."""
+    size = min(BLOCK_DRAWS, max(1, BLOCK_NUMBERS // compiled.num_data))
+    flat = {name: value.flatten(0, 1) for name, value in draws.items()}
+    if not flat:  # every latent site is drawn anew
+        flat = {"": torch.zeros(num_draws)}
+    for start in range(0, num_draws, size):
+        yield tree.map(lambda leaf, start=start: leaf[start : start + size], flat)
+
+
+def _check_drawn(compiled: CompiledModel, found: Mapping[str, PyroSite]) -> None:
+    """Raises `ModelError` unless every observed site was drawn, once for each row."""
+    for site in compiled.structure.of_kind("observed"):
+        if site.name not in found:
+            raise ModelError(
+                f"The model has no site '{site.name}' without observations, so it cannot be predicted. Let the model "
+                "sample it with obs=None too, or pass observations along with the rows."
+            )
+        if site.rows is not None and compiled.num_data not in found[site.name]["value"].shape:
+            raise ModelError(
+                f"Site '{site.name}' is drawn once for all rows: its distribution does not follow them. Put it in the "
+                "plate, one value a row: `with pyro.plate('data', len(x)): ...`."
+            )
 
 
 def _moments(site: PyroSite) -> dict[str, Tensor]:
     """Functions of one draw's distribution whose averages over draws give the predictive moments and the split."""
-    fn = site["fn"]
-    inner = fn
+    inner = site["fn"]
     while isinstance(inner, (dist.Independent, dist.MaskedDistribution)):
         inner = inner.base_dist
     if isinstance(inner, (torch.distributions.Bernoulli, torch.distributions.Categorical)):
         finite: Any = inner
         return {"probabilities": finite.probs, "entropy": finite.entropy()}
     try:
-        mean, variance = inner.mean, inner.variance
+        return {"mean": inner.mean, "variance": inner.variance}
     except (NotImplementedError, AttributeError):
         return {}
-    return {"mean": mean, "square": mean.square(), "variance": variance}
 
 
-def _summarise(draws: dict[str, Tensor], averages: dict[str, Tensor]) -> Prediction:
-    result = Prediction(draws)
-    for name in draws:
-        average = {key.split("\0")[1]: value for key, value in averages.items() if key.split("\0")[0] == name}
+class _Averages:
+    """Averages over draws, taken about those of the first block: the spread may be small beside the mean."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: dict[str, Tensor] = {}
+        self.center: Tensor | float = 0.0
+
+    def add(self, moments: Mapping[str, Tensor]) -> None:
+        """Moments of a block of draws, along their first axis; none where they are not known."""
+        values = dict(moments)
+        if "mean" in values:
+            self.center = values["mean"].mean(0) if self.count == 0 else self.center
+            values["mean"] = values["mean"] - self.center
+            values["square"] = values["mean"].square()
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.sum(0)
+        self.count += len(next(iter(values.values()), ()))
+
+    def write(self, result: Prediction, name: str) -> None:
+        """Fills in what is known of a site."""
+        average = {moment: value / self.count for moment, value in self.sums.items()}
         if "entropy" in average:
             probabilities = average["probabilities"]
-            scalar = probabilities.shape == average["entropy"].shape  # Bernoulli: one probability a row
-            family: Any = dist.Bernoulli if scalar else dist.Categorical
+            binary = probabilities.shape == average["entropy"].shape  # one probability a row
+            family: Any = dist.Bernoulli if binary else dist.Categorical
             result.mean[name] = probabilities
-            if scalar:
+            if binary:
                 result.sd[name] = (probabilities * (1 - probabilities)).sqrt()
-            predictive_family: Any = family(probs=probabilities, validate_args=False)
-            result.total[name] = predictive_family.entropy()
+            result.total[name] = family(probs=probabilities, validate_args=False).entropy()
             result.aleatoric[name] = average["entropy"]
             result.epistemic[name] = (result.total[name] - result.aleatoric[name]).clamp(min=0)
         elif "mean" in average:
-            result.mean[name] = average["mean"]
+            result.mean[name] = self.center + average["mean"]
             result.aleatoric[name] = average["variance"]
             result.epistemic[name] = (average["square"] - average["mean"].square()).clamp(min=0)
             result.total[name] = result.aleatoric[name] + result.epistemic[name]
             result.sd[name] = result.total[name].sqrt()
-    return result
 
 
 def log_likelihood(compiled: CompiledModel, draws: Mapping[str, Tensor], *, new_rows: bool) -> dict[str, Tensor]:
@@ -126,6 +167,7 @@ def log_likelihood(compiled: CompiledModel, draws: Mapping[str, Tensor], *, new_
 
     Raises:
         MinibatchError: latent sites follow the rows, so that new rows have no values for them.
+        ArgumentError, DataError: new rows lack observations, or have some outside their support.
     """
     local = [name for name in compiled.latent if compiled.sites[name].local]
     if new_rows and local:
@@ -135,38 +177,11 @@ def log_likelihood(compiled: CompiledModel, draws: Mapping[str, Tensor], *, new_
         )
     values = {name: draws[name] for name in compiled.latent}
     num_chains, num_samples = next(iter(values.values())).shape[:2]
-    flat = {name: value.flatten(0, 1) for name, value in values.items()}
-    blocks = []
-    for start in range(0, num_chains * num_samples, BLOCK_DRAWS):
-        block = tree.map(lambda leaf, start=start: leaf[start : start + BLOCK_DRAWS], flat)
-        blocks.append(over_draws(compiled.log_likelihood_at, block))
+    if new_rows:
+        check_observations(compiled, values)
+    blocks = [
+        over_draws(compiled.log_likelihood_at, block) for block in _blocks(compiled, values, num_chains * num_samples)
+    ]
     if not blocks[0]:
         raise ModelError("No observed site of the model has a log-likelihood.")
     return {name: torch.cat([b[name] for b in blocks]).unflatten(0, (num_chains, num_samples)) for name in blocks[0]}
-
-
-def new_rows(compiled: CompiledModel, data: Any, *, without_observations: bool = False) -> Data:
-    """Other rows for the same model, checked against those of the fit.
-
-    Args:
-        compiled: the fitted model.
-        data: in the form that `compile_model` takes.
-        without_observations: arguments that are only observed may be missing; the model then gets None for them.
-
-    Raises:
-        ArgumentError, DataError: as `compile_model`; or rows of another shape than those of the fit.
-    """
-    if isinstance(data, Mapping):
-        data = {name: value for name, value in data.items() if value is not None}
-    observed = {site.argument for site in compiled.structure.of_kind("observed") if site.argument}
-    fitted = compiled.data
-    optional = frozenset(observed) if without_observations else frozenset()
-    table = read(compiled.model, data, fitted.constants, dtype=fitted.dtype, device=fitted.device, optional=optional)
-    for name, value in table.rows.items():
-        if name in fitted.rows and value.shape[1:] != fitted.rows[name].shape[1:]:
-            raise DataError(
-                f"data['{name}'] has rows of shape {tuple(value.shape[1:])}; those of the fit have shape "
-                f"{tuple(fitted.rows[name].shape[1:])}. Pass the same columns in the same order."
-            )
-    absent = {name: None for name in optional if name not in table.rows}
-    return replace(table, constants={**table.constants, **absent})

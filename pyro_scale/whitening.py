@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_scale import tree
-from pyro_scale.mode import Mode, absolute
+from pyro_scale.hessian import Spectrum
+from pyro_scale.mode import Mode
 from pyro_scale.types import Position
 
 
@@ -28,25 +28,15 @@ class Whitened:
         self.target = target
         self.shapes = tree.shapes(mode.position)
         self.mode = tree.ravel(mode.position)
-        curvature = mode.negative_hessian / num_data
-        if curvature.ndim == 1:
-            self.factor, self.inverse = absolute(curvature).rsqrt(), absolute(curvature).sqrt()
-        else:
-            eigenvalues, basis = torch.linalg.eigh(curvature)
-            roots = absolute(eigenvalues).sqrt()
-            self.factor, self.inverse = basis / roots, (basis * roots).T
+        self.spectrum = Spectrum.of(mode.negative_hessian / num_data)
 
     def position(self, z: Position) -> Position:
         """The target's position."""
-        flat = tree.ravel(z)
-        step = self.factor * flat if self.factor.ndim == 1 else self.factor @ flat
-        return tree.unravel(self.mode + step, self.shapes)
+        return tree.unravel(self.mode + self.spectrum.factor(tree.ravel(z)), self.shapes)
 
     def coordinates(self, position: Position) -> Position:
         """The inverse of `position`."""
-        step = tree.ravel(position) - self.mode
-        flat = self.inverse * step if self.inverse.ndim == 1 else self.inverse @ step
-        return tree.unravel(flat, self.shapes)
+        return tree.unravel(self.spectrum.factor_inverse(tree.ravel(position) - self.mode), self.shapes)
 
     def __call__(self, z: Position, batch: Any) -> Tensor:
         value: Tensor = self.target(self.position(z), batch)

@@ -1,0 +1,134 @@
+"""The log posterior of all rows and its derivatives, a block of rows at a time; the spectrum of its curvature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, grad_and_value, jacrev, vmap
+
+from pyro_scale import tree
+from pyro_scale.compile import CompiledModel
+from pyro_scale.types import Batch, LogPosterior, Position, Shapes
+
+BLOCK_ROWS = 65_536
+BLOCK_NUMBERS = 2**24
+"""Rows times directions that are differentiated side by side."""
+
+
+def row_blocks(compiled: CompiledModel) -> list[Batch]:
+    """All rows once, in blocks where the model allows: `log_posterior / scale` sums over them to that of all rows."""
+    if compiled.structure.minibatch_error is not None:
+        return [compiled.batch()]
+    return [compiled.batch(block) for block in torch.arange(compiled.num_data).split(BLOCK_ROWS)]
+
+
+class AllRows:
+    """The log posterior of all rows as a function of the raveled position.
+
+    Args:
+        target: the log posterior.
+        batches: all rows once, as from `row_blocks`.
+        like: an example of a position.
+    """
+
+    def __init__(self, target: LogPosterior, batches: Sequence[Batch], like: Position) -> None:
+        self.shapes: Shapes = tree.shapes(like)
+        self.terms = [self._term(target, batch) for batch in batches]
+        self.directions = max(1, BLOCK_NUMBERS // max(len(batch.indices) for batch in batches))
+
+    def _term(self, target: LogPosterior, batch: Batch) -> Callable[[Tensor], Tensor]:
+        return lambda vector: target(tree.unravel(vector, self.shapes), batch) / batch.scale
+
+    def value(self, vector: Tensor) -> Tensor:
+        """In nats; 0-d."""
+        with torch.no_grad():
+            return torch.stack([term(vector) for term in self.terms]).sum()
+
+    def gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient `(d,)` and value."""
+        gradients, values = zip(*(grad_and_value(term)(vector) for term in self.terms), strict=True)
+        return torch.stack(gradients).sum(0), torch.stack(values).sum()
+
+    def negative_hessian(self, vector: Tensor) -> Tensor:
+        """`(d, d)`, symmetric."""
+        total = torch.zeros(len(vector), len(vector), dtype=vector.dtype, device=vector.device)
+        for term in self.terms:
+            try:
+                total -= jacrev(grad(term), chunk_size=self.directions)(vector)
+            except RuntimeError:  # a model that vmap cannot take: one row of the Hessian at a time
+                total -= jacrev(grad(term), chunk_size=1)(vector)
+        return (total + total.T) / 2
+
+    def negative_hessian_diagonal(self, vector: Tensor) -> Tensor:
+        """`(d,)`, exactly, by one Hessian-vector product a coordinate."""
+        total = torch.zeros_like(vector)
+        for term in self.terms:
+            total -= self._diagonal(term, vector)
+        return total
+
+    def _diagonal(self, term: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+        def entry(index: Tensor) -> Tensor:
+            direction = torch.nn.functional.one_hot(index, len(vector)).to(vector)
+            slope: Tensor = grad(lambda v: grad(term)(v) @ direction)(vector)
+            return slope @ direction
+
+        coordinates = torch.arange(len(vector), device=vector.device)
+        try:
+            entries: Tensor = vmap(entry, chunk_size=min(64, self.directions))(coordinates)
+        except RuntimeError:
+            entries = torch.stack([entry(index) for index in coordinates])
+        return entries
+
+
+class Spectrum(NamedTuple):
+    r"""A curvature $A = D^{-1} V \Lambda V^\top D^{-1}$, its coordinates first scaled by D to a diagonal of ones.
+
+    The scaling takes out the units of the coordinates: without it a covariate in millions and one in millionths lose
+    the smaller eigenvalue to rounding. Eigenvalues too small to be told from 0 are set to the smallest that can be.
+
+    Attributes:
+        scale: diagonal of D, `(d,)`.
+        eigenvalues: absolute values of the diagonal of the matrix Lambda, `(d,)`.
+        basis: V, `(d, d)`; None for a matrix that is diagonal.
+        positive: whether A is positive definite, beyond rounding.
+    """
+
+    scale: Tensor
+    eigenvalues: Tensor
+    basis: Tensor | None
+    positive: bool
+
+    @classmethod
+    def of(cls, curvature: Tensor) -> Spectrum:
+        """Of a symmetric matrix `(d, d)`, or of a diagonal `(d,)`. All entries are finite."""
+        diagonal = curvature if curvature.ndim == 1 else curvature.diagonal()
+        size = diagonal.abs()
+        usable = size > torch.finfo(size.dtype).tiny
+        scale = torch.where(usable, size, size.max() if bool(usable.any()) else torch.ones_like(size)).rsqrt()
+        if curvature.ndim == 1:
+            return cls(scale, torch.ones_like(scale), None, bool((diagonal > 0).all() and usable.all()))
+        eigenvalues, basis = torch.linalg.eigh(scale[:, None] * curvature * scale)
+        least = 10 * len(size) * torch.finfo(size.dtype).eps
+        return cls(scale, eigenvalues.abs().clamp(min=least), basis, bool(eigenvalues.min() > least))
+
+    def solve(self, vector: Tensor) -> Tensor:
+        r"""$|A|^{-1}$ times a vector."""
+        return self.factor(self.factor_transposed(vector))
+
+    def factor(self, vector: Tensor) -> Tensor:
+        r"""L times a vector, with $L L^\top = |A|^{-1}$."""
+        roots = vector / self.eigenvalues.sqrt()
+        return self.scale * (roots if self.basis is None else self.basis @ roots)
+
+    def factor_transposed(self, vector: Tensor) -> Tensor:
+        r"""$L^\top$ times a vector."""
+        scaled = self.scale * vector
+        return (scaled if self.basis is None else self.basis.T @ scaled) / self.eigenvalues.sqrt()
+
+    def factor_inverse(self, vector: Tensor) -> Tensor:
+        r"""$L^{-1}$ times a vector."""
+        scaled = vector / self.scale
+        return (scaled if self.basis is None else self.basis.T @ scaled) * self.eigenvalues.sqrt()
