@@ -47,7 +47,8 @@ def run(
 ) -> Run:
     """Runs the model on `rows` with latent values from `source`.
 
-    `sample_observed` draws the observed sites anew, from the global generator: call it within `seeded`.
+    `sample_observed` draws the observed sites anew, and latent sites for which `source` has no value, from the global
+    generator: call it within `seeded`.
     """
     with ExitStack() as stack:
         stack.enter_context(defaults(data.dtype, data.device))
@@ -55,7 +56,7 @@ def run(
         stack.enter_context(poutine.block())
         tracer = stack.enter_context(poutine.trace())
         if sample_observed:
-            stack.enter_context(poutine.uncondition())
+            stack.enter_context(_DrawObserved())
         stack.enter_context(source)
         stack.enter_context(_Prepare())
         model(**rows, **data.constants)
@@ -138,6 +139,18 @@ class FromValues(LatentSource):
                 )
             self.position[msg["name"]] = bijection(msg).inv(value)
             msg["value"] = value
+
+
+class _DrawObserved(Messenger):
+    """Draws what is observed, and what has no value yet.
+
+    By `sample`, whose arguments carry the draw's own parameters: `vmap` has no rule for the noise of `rsample`.
+    """
+
+    def _pyro_sample(self, msg: PyroSite) -> None:
+        if is_data(msg) or (msg["value"] is None and not is_plate_index(msg)):
+            msg["is_observed"] = False
+            msg["value"] = msg["fn"].sample()
 
 
 class _Prepare(Messenger):
