@@ -116,12 +116,13 @@ def log_prob(site: PyroSite, *, unwrap: bool = False) -> Tensor:
         density = (fn.base_dist if unwrap else fn).log_prob(value)
     factor = plate_factor(site)
     scale = site["scale"] if factor == 1.0 else site["scale"] / factor
-    mask, scale = (_append_axes(weight, events) for weight in (site["mask"], scale))
+    mask, scale = (append_axes(weight, events) for weight in (site["mask"], scale))
     weighted: Tensor = scale_and_mask(density, scale, mask)
     return weighted
 
 
-def _append_axes(weight: Any, events: int) -> Any:
+def append_axes(weight: Any, events: int) -> Any:
+    """A scale or mask of batch shape made to broadcast against values with event axes."""
     if not isinstance(weight, Tensor) or weight.ndim == 0:
         return weight
     return weight.reshape(weight.shape + (1,) * events)

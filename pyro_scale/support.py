@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -12,7 +13,7 @@ from torch.distributions import constraints
 from pyro_scale.data import Data, Model
 from pyro_scale.errors import DataError, PyroScaleError
 from pyro_scale.handlers import FromPosition, Run, run, seeded
-from pyro_scale.records import PyroSite, holds, is_data
+from pyro_scale.records import PyroSite, append_axes, holds, is_data
 from pyro_scale.types import Position
 
 BLOCK_ROWS = 4096
@@ -100,12 +101,11 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _check_site(site: PyroSite, start: int, length: int) -> None:
-    fn, value = site["fn"], site["value"]
+    (fn, masks), value = _unwrapped(site), site["value"]
     finite = torch.isfinite(value)
     inside = fn.support.check(value) & (finite.flatten(-fn.event_dim).all(-1) if fn.event_dim else finite)
-    for mask in (site["mask"], getattr(fn, "_mask", None)):
-        if mask is not None:  # what is masked may hold any number
-            inside = inside | ~torch.as_tensor(mask, device=inside.device, dtype=torch.bool)
+    for mask in masks:
+        inside = inside | ~torch.as_tensor(mask, device=inside.device, dtype=torch.bool)
     if bool(inside.all()):
         return
     index = (~inside).nonzero()[0].tolist()
@@ -114,8 +114,23 @@ def _check_site(site: PyroSite, start: int, length: int) -> None:
         index[inside.shape.index(length)] += start
     raise DataError(
         f"Site '{site['name']}' observes {shown} at index {index}, outside the support {_described(fn.support)} of its "
-        f"{type(getattr(fn, 'base_dist', fn)).__name__}. Correct the data or the model."
+        f"{type(fn).__name__}. Correct the data or the model."
     )
+
+
+def _unwrapped(site: PyroSite) -> tuple[Any, list[Any]]:
+    """The distribution within `to_event` and `mask`, and every mask in the shape of its batch.
+
+    What is masked may hold any number, as -1 for a missing label.
+    """
+    fn, events, masks = site["fn"], 0, [(site["mask"], 0)]
+    while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
+        if isinstance(fn, dist.Independent):
+            events += fn.reinterpreted_batch_ndims
+        else:
+            masks.append((fn._mask, events))
+        fn = fn.base_dist
+    return fn, [append_axes(mask, events - outside) for mask, outside in masks if mask is not None]
 
 
 def _described(support: Any) -> str:

@@ -258,6 +258,12 @@ def event_axes(y: Tensor, weight: Tensor) -> None:
         pyro.sample("obs", dist.Normal(mu.expand(len(y), DIM), weight[:, None]).to_event(2), obs=y)
 
 
+def weighted_columns(y: Tensor, weight: Tensor, known: Tensor) -> None:
+    mu = pyro.sample("mu", normal(DIM))
+    with pyro.plate("columns", DIM), poutine.scale(scale=weight), poutine.mask(mask=known):
+        pyro.sample("obs", dist.Normal(mu[:, None].expand(DIM, len(y)), 1.0).to_event(1), obs=y.T)
+
+
 def multivariate_rows(x: Tensor, y: Tensor) -> None:
     weights = pyro.sample("weights", normal(DIM, DIM))
     with pyro.plate("data", len(y)):
@@ -469,6 +475,11 @@ CASES = [
     Case("no plate, scalar parameters", scalar_without_plate, {"y": Y}, dims={}),
     Case("rows as event axis", event_axis, {"x": X, "y": Y}, dims={}),
     Case("rows and columns as event axes", event_axes, {"y": MATRIX, "weight": WEIGHTS}, dims={}),
+    Case(
+        "weighted columns, rows as event axis", weighted_columns, {"y": MATRIX},
+        {"weight": WEIGHTS[:DIM], "known": torch.tensor([True, False, True])},
+        arguments={"obs": None}, dims={"obs": ("columns", None)},
+    ),
     Case("multivariate rows", multivariate_rows, {"x": X, "y": MATRIX}, dims={"obs": ("data", None)}),
     Case("mixture", mixture, {"y": Y}, outputs=()),
     Case("mixture prior", mixture_prior, {"y": Y}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.distributions import biject_to
 from torch.func import grad, vmap
 
 from pyro_scale.compile import CompiledModel, compile_model
+from pyro_scale.errors import DataError
 from pyro_scale.types import Batch, Position
 
 SEEDS = range(3)
@@ -313,6 +315,11 @@ def test_outputs_are_what_the_model_gave() -> None:
         ),
         (lambda u: dist.Weibull(u[:, 0].exp(), u[:, 1].exp()), torch.tensor([0.1, 2.0]), {"scale", "concentration"}),
         (lambda u: dist.VonMises(u[:, 0], u[:, 1].exp()), torch.tensor([0.1, 2.0]), {"loc", "concentration"}),
+        (
+            lambda u: dist.LKJCholesky(2, u[:, 0].exp()),
+            torch.tensor([[[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]]]),
+            {"concentration"},
+        ),
         (lambda u: dist.Geometric(logits=u[:, 0]), torch.tensor([0, 3]), {"logits"}),
     ],
     ids=lambda value: None,
@@ -322,7 +329,8 @@ def test_families_are_rebuilt_from_their_parameters(make: Any, value: Tensor, na
         u = pyro.sample("u", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
         with pyro.plate("data", len(y)):
             fn = make(u[rows])
-            pyro.deterministic("mean", fn.mean)  # caches other parametrisations in some families
+            with contextlib.suppress(NotImplementedError):
+                pyro.deterministic("mean", fn.mean)  # caches other parametrisations in some families
             pyro.sample("obs", fn, obs=y)
 
     compiled_model = compile_model(model, {"rows": torch.arange(2), "y": value}, batch_size=1, dtype=torch.float64)
@@ -639,21 +647,34 @@ def test_a_whole_batch_is_full_batch() -> None:
     assert compile_model(case.model, case.data, batch_size=N).batch_size is None
 
 
-def test_missing_values_may_be_marked_by_any_number() -> None:
-    """What a mask hides need not lie in the support."""
+@pytest.mark.parametrize(
+    "observed",
+    [
+        lambda logits, known: dist.Bernoulli(logits=logits).mask(known),
+        lambda logits, known: dist.Bernoulli(logits=logits[:, None]).mask(known[:, None]).to_event(1),
+        lambda logits, known: dist.Bernoulli(logits=logits[:, None]).to_event(1).mask(known),
+    ],
+    ids=["mask", "mask inside event", "mask outside event"],
+)
+@pytest.mark.parametrize("handler", [False, True])
+def test_missing_values_may_be_marked_by_any_number(observed: Any, handler: bool) -> None:
+    """What a mask hides need not lie in the support; what it does not hide must."""
 
     def model(x: Tensor, y: Tensor, known: Tensor) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
-        with pyro.plate("data", len(y)), poutine.mask(mask=known):
-            pyro.sample("obs", dist.Bernoulli(logits=x @ w), obs=y)
+        fn = observed(x @ w, torch.ones_like(known) if handler else known)
+        with pyro.plate("data", len(y)), poutine.mask(mask=known if handler else True):
+            pyro.sample("obs", fn, obs=y[:, None] if fn.event_dim else y)
 
-    known = Y < 0.5
-    labels = (X[:, 0] > 0).long()
+    known, labels = Y < 0.5, (X[:, 0] > 0).long()
     marked = compile_model(model, {"x": X, "y": labels.where(known, -9), "known": known}, batch_size=BATCH)
     clean = compile_model(model, {"x": X, "y": labels, "known": known}, batch_size=BATCH)
     position = position_of(clean, 0)
     first, second = (one.log_posterior(position, one.batch()) for one in (marked, clean))
     assert_close(first, float(second))
+    wrong = int(known.nonzero()[0])
+    with pytest.raises(DataError, match=rf"'obs' observes -9.0 at index \[{wrong}\b"):
+        compile_model(model, {"x": X, "y": labels.index_fill(0, torch.tensor(wrong), -9), "known": known})
 
 
 def test_partly_observed_sites_agree_with_pyro_where_nothing_is_missing() -> None:
