@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ def constrain(compiled: CompiledModel, positions: list[Position], keep: tuple[st
 def over_draws(function: Callable[[Position], Any], draws: Position, randomness: str = "error") -> Any:
     """`function` of every draw along the leading axis: vectorised in blocks of bounded memory, or one by one."""
     block = max(1, BLOCK_NUMBERS // max(1, tree.size(draws) // len(next(iter(draws.values())))))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")  # still faster than one by one
         try:
             return vmap(function, randomness=randomness, chunk_size=block)(draws)
         except RuntimeError as error:

@@ -150,7 +150,9 @@ class _DrawObserved(Messenger):
     def _pyro_sample(self, msg: PyroSite) -> None:
         if is_data(msg) or (msg["value"] is None and not is_plate_index(msg)):
             msg["is_observed"] = False
-            msg["value"] = msg["fn"].sample()
+            value = msg["fn"].sample()
+            # a prior that was made under another default type
+            msg["value"] = value.to(torch.zeros(())) if value.is_floating_point() else value
 
 
 class _Prepare(Messenger):

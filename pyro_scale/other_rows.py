@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.data import Data, read
 from pyro_scale.errors import ArgumentError, DataError, ModelError, PyroScaleError
 from pyro_scale.handlers import FromValues, Run, run, seeded
+from pyro_scale.records import log_prob
 from pyro_scale.support import check_support
 
 
@@ -75,21 +77,29 @@ def check_observations(compiled: CompiledModel, draws: Mapping[str, Tensor]) -> 
         raise ArgumentError(f"The log-likelihood of site '{missing[0]}' needs observations: pass {name} in data.")
     first, last = _at_draw(compiled, draws, 0), _at_draw(compiled, draws, -1)
     check_support(compiled.model, compiled.data, compiled.data.rows, None, first, last, {})
+    with _refusing(compiled):
+        for site in first.sites.values():
+            log_prob(site)
 
 
 def _at_draw(compiled: CompiledModel, draws: Mapping[str, Tensor], index: int) -> Run:
     """The model run at one draw; latent sites without draws take any value."""
     values = {name: value.flatten(0, 1)[index] for name, value in draws.items()}
-    absent = [name for name, value in compiled.data.constants.items() if value is None]
+    with _refusing(compiled), torch.no_grad(), seeded(0, compiled.data.device):
+        return run(compiled.model, compiled.data, compiled.data.rows, FromValues(values))
+
+
+@contextmanager
+def _refusing(compiled: CompiledModel) -> Iterator[None]:
+    """What a model raises that computes with its observations, or has a fixed size, as a `ModelError`."""
     try:
-        with torch.no_grad(), seeded(0, compiled.data.device):
-            return run(compiled.model, compiled.data, compiled.data.rows, FromValues(values))
+        yield
     except PyroScaleError:
         raise
-    except Exception as error:  # whatever a model raises that computes with its observations
-        if not absent:
-            raise
+    except Exception as error:
+        absent = [name for name, value in compiled.data.constants.items() if value is None]
+        without, remedy = (f" without '{absent[0]}'", f", or pass '{absent[0]}' along") if absent else ("", "")
         raise ModelError(
-            f"The model does not run without '{absent[0]}': {type(error).__name__}: {error}. Take sizes from other "
-            f"arguments, as in plate('data', len(x)), or pass '{absent[0]}' along with the rows."
+            f"The model does not run on these {compiled.num_data} rows{without}: {type(error).__name__}: {error}. "
+            f"Take sizes from the arguments that are there, as in plate('data', len(x)){remedy}."
         ) from error
