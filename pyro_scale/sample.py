@@ -110,7 +110,7 @@ class Run:
 
     def _one_by_one(self) -> Tensor:
         """Log posterior of every chain, NaN where the model raises."""
-        values = torch.full((self.plan.num_chains,), torch.nan)
+        values = torch.full((self.plan.num_chains,), torch.nan, dtype=torch.float64)
         for chain in range(self.plan.num_chains):
             position, batch = self._at(chain)
             with suppress(LinAlgError), torch.no_grad():
@@ -124,7 +124,7 @@ class Run:
         return position, self.batch if whole else self.compiled.batch(self.batch.indices[chain])
 
     def _not_finite(self, values: Tensor, settings: Settings) -> Ending:
-        chain = int((~torch.isfinite(values)).nonzero()[0])
+        chain = int((~torch.isfinite(values)).int().argmax())
         here, batch = self._at(chain)
         bad = [name for name, leaf in here.items() if not torch.isfinite(leaf).all()]
         reason = f"the position of site {names_of(bad)} is not finite" if bad else self.compiled.blame(here, batch)
