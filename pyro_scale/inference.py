@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from pyro_scale import tree
+from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model, names_of
 from pyro_scale.errors import ArgumentError, NonFiniteError, StoppedError
-from pyro_scale.kernels import SGHMC, SGLD
+from pyro_scale.kernels import METHODS
 from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Callback
-from pyro_scale.sample import Chains, Plan, run_chains
+from pyro_scale.sample import Chains, run_chains
 from pyro_scale.types import Kernel, Position
 
 logger = logging.getLogger("pyro_scale")
-
-METHODS: dict[str, Kernel] = {"sghmc": SGHMC(step_size=0.05), "sgld": SGLD(step_size=0.01)}
-"""What a string stands for. The step sizes suit covariates of unit scale; pass a kernel to choose others."""
 
 
 def infer(
@@ -53,8 +52,8 @@ def infer(
         model: an ordinary Pyro model, written for all of the data.
         data: tensor, array, tuple of them in the order of the model's arguments, or dict by argument, with a common
             leading dimension N.
-        method: "sghmc" (step size 0.05, friction 1) or "sgld" (step size 0.01), or a kernel from `ps.kernels`, which
-            runs as configured; a kernel whose step_size is None takes that of its name.
+        method: "sghmc" (step size 0.1, friction 1), "sgld" (step size 0.01), or a kernel from `ps.kernels`, which runs
+            as configured. The defaults suit covariates of unit scale and are not adapted to the model.
         num_samples: draws kept by a chain; >= 1.
         warmup_steps: steps before the first draw is kept; >= 0; None takes half as many as follow.
         num_chains: chains, run side by side; >= 1.
@@ -90,12 +89,16 @@ def infer(
         torch.Size([2, 50])
     """
     kernel = _kernel(method)
-    check_count("num_samples", num_samples, 1)
-    check_count("num_chains", num_chains, 1)
-    thinning = 10 if thinning is None else thinning
-    check_count("thinning", thinning, 1)
-    warmup_steps = num_samples * thinning // 2 if warmup_steps is None else warmup_steps
-    check_count("warmup_steps", warmup_steps, 0)
+    num_samples = check_count("num_samples", num_samples, 1)
+    num_chains = check_count("num_chains", num_chains, 1)
+    thinning = check_count("thinning", 10 if thinning is None else thinning, 1)
+    half = num_samples * thinning // 2
+    warmup_steps = check_count("warmup_steps", half if warmup_steps is None else warmup_steps, 0)
+    if callback is not None and not callable(callback):
+        raise ArgumentError(
+            f"callback is {callback!r}; it must be a function of one argument, a Progress, that returns True to stop "
+            "the run."
+        )
     seed = checked_seed(seed)
     seeds = derived_seeds(seed, 3 + num_chains)
     compiled = compile_model(
@@ -115,7 +118,7 @@ def _result(compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains,
         return posterior
     message = f"The run ended early: {chains.ending.reason}"
     if chains.ending.failed:
-        drawn = f"The {num_draws} draws a chain made before are in this error's `posterior`." if num_draws else ""
+        drawn = f"This error's `posterior` holds the draws made before: {num_draws} a chain." if num_draws else ""
         raise NonFiniteError(f"{message} {drawn}".strip(), posterior)
     if posterior is None:
         raise StoppedError(f"{message}, before the first draw. Let it run longer, or lower warmup_steps.")
@@ -124,35 +127,40 @@ def _result(compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains,
 
 
 def _kernel(method: str | Kernel) -> Kernel:
+    """The kernel that a method stands for, with a step size."""
+    known = f"it must be one of {names_of(list(METHODS))}, or a kernel object, as ps.kernels.SGHMC(step_size=0.01)"
     if isinstance(method, str):
         if method not in METHODS:
-            raise ArgumentError(f"method is '{method}'; it must be one of {names_of(list(METHODS))}, or a kernel.")
-        return METHODS[method]
-    if not hasattr(method, "bind") or isinstance(method, type):
+            raise ArgumentError(f"method is '{method}'; {known}.")
+        return _kernel(METHODS[method]())
+    if isinstance(method, type) or not all(hasattr(method, name) for name in ("bind", "step_size", "temperature")):
         got = f"the class {method.__name__}" if isinstance(method, type) else f"a {type(method).__name__}"
-        raise ArgumentError(
-            f"method is {got}; it must be one of {names_of(list(METHODS))}, or a kernel object, as "
-            "ps.kernels.SGHMC(step_size=0.01)."
-        )
+        raise ArgumentError(f"method is {got}; {known}.")
     if method.step_size is not None:
         return method
-    defaults = {type(kernel): kernel.step_size for kernel in METHODS.values()}
-    return replace(method, step_size=defaults[type(method)])  # type: ignore[type-var]
+    default = getattr(method, "default_step_size", None)
+    if default is None:
+        raise ArgumentError(f"{type(method).__name__} has no step_size and no default for it; set step_size.")
+    chosen: Any = replace(method, step_size=default)  # type: ignore[type-var]
+    return cast(Kernel, chosen)
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Raises `ArgumentError` unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+def check_count(name: str, value: object, least: int) -> int:
+    """`value` if it is a whole number of at least `least`; otherwise raises `ArgumentError`."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ArgumentError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+    return int(value)
 
 
 def checked_seed(seed: object) -> int:
     """The seed, or a fresh one for None."""
     if seed is None:
         return torch.Generator().seed() % 2**63
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ArgumentError(f"seed is {seed!r}; it must be a whole number of at least 0, or None for a fresh one.")
-    return seed
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ArgumentError(
+            f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None for a fresh one."
+        )
+    return int(seed)
 
 
 def derived_seeds(seed: int, count: int) -> list[int]:
@@ -166,6 +174,9 @@ def _kept(compiled: CompiledModel, keep: Sequence[str] | None) -> tuple[str, ...
         return tuple(compiled.kept)
     if isinstance(keep, str):
         raise ArgumentError(f"keep is the string {keep!r}; it must be a list of site names, as [{keep!r}].")
+    if not isinstance(keep, Iterable):
+        raise ArgumentError(f"keep is {keep!r}; it must be a list of site names, or None for all.")
+    keep = list(keep)
     for name in keep:
         if name not in compiled.kept:
             raise ArgumentError(f"keep names '{name}'; the sites with draws are {names_of(compiled.kept)}.")

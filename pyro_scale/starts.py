@@ -53,7 +53,7 @@ def blame(position: Position, density: Density, terms: Callable[[Position], Run]
             totals = {name: log_prob(site).sum() for name, site in terms(position).sites.items()}
         gradient = grad(density)(position)
     except LinAlgError as error:
-        return f"the model raises {type(error).__name__}: {str(error).rstrip('.')}"
+        return f"the model raises {type(error).__name__.lstrip('_')}: {str(error).rstrip('.')}"
     for name, total in totals.items():
         if not torch.isfinite(total):
             return f"site '{name}' has log density {float(total):g}"
