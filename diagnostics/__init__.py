@@ -1,6 +1,6 @@
 """The reference and the checks: NUTS on the same model, and comparison with it."""
 
-from .compare import compare
-from .nuts import nuts
+from .comparison import compare
+from .reference import nuts
 
 __all__ = ["compare", "nuts"]

@@ -24,7 +24,7 @@ from pyro_scale.posterior import Posterior
 from pyro_scale.types import Batch
 from pyro_scale.whitening import Whitened
 
-from .nuts_samplers import Potential, sample_nutpie, sample_pyro
+from .samplers import Potential, sample_nutpie, sample_pyro
 
 logger = logging.getLogger("pyro_scale")
 
