@@ -16,8 +16,7 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_scale.data import Data, Model
 from pyro_scale.errors import ArgumentError, DiscreteSiteError, MinibatchError, ModelError
-from pyro_scale.records import PyroSite as PyroSite
-from pyro_scale.records import is_data, is_plate_index, validation
+from pyro_scale.records import PyroSite, is_data, is_plate_index, validation
 from pyro_scale.types import Position
 
 START_RADIUS = 2.0
@@ -230,7 +229,11 @@ def defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generator, which Pyro draws from, seeded for the duration and restored afterwards."""
+    """The global generator, which Pyro draws from, seeded for the duration and restored afterwards.
+
+    By a seed derived from `seed`: data are often made from seed 0 too, and must not share their noise with predictions.
+    """
+    derived = torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(derived))
         yield
