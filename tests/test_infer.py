@@ -433,14 +433,14 @@ def assert_moments(draws: Tensor, mean: Tensor, sd: Tensor, *, low: float, high:
 @pytest.mark.parametrize(
     ("kernel", "batch_size", "num_samples", "high"),
     [
-        # curvatures per datum of this posterior go from 0.5 to 2; variance 1 / (1 - step_size * curvature / 2)
-        pytest.param(SGLD(step_size=0.04), None, 400, 0.021, id="SGLD-full batch"),
+        # curvatures per datum of this posterior go from 0.5 to 2.2; variance 1 / (1 - step_size * curvature / 2)
+        pytest.param(SGLD(step_size=0.04), None, 400, 0.023, id="SGLD-full batch"),
         # relative bias of the sd: step_size^2 * curvature / 8 at most
         pytest.param(SGHMC(step_size=0.1), None, 200, 0.003, id="SGHMC-full batch"),
         # independent batches of 200 among 724 add step_size * curvature / 2 * (724 / 200 - 1) to the relative variance;
         # those of a permutation add less
-        pytest.param(SGLD(step_size=0.04), 200, 400, 0.072, id="SGLD-minibatches"),
-        pytest.param(SGHMC(step_size=0.04), 200, 400, 0.055, id="SGHMC-minibatches"),
+        pytest.param(SGLD(step_size=0.04), 200, 400, 0.079, id="SGLD-minibatches"),
+        pytest.param(SGHMC(step_size=0.04), 200, 400, 0.057, id="SGHMC-minibatches"),
     ],
 )
 def test_moments_of_the_exact_posterior(kernel: Kernel, batch_size: int | None, num_samples: int, high: float) -> None:
