@@ -126,6 +126,13 @@ def test_an_argument_that_is_written_to_is_written_to_again() -> None:
     assert_equal(x, double(5, seed=2) + 1)
 
 
+def test_a_tensor_outside_that_is_written_to_is_written_to_at_every_call() -> None:
+    total = torch.zeros((), dtype=torch.float64)
+    captured = record(lambda x: x * total.add_(1.0), double(5))
+    assert float(total) == 1
+    assert_equal([captured(double(5)) for _ in range(3)], [2 * double(5), 3 * double(5), 4 * double(5)])
+
+
 def test_numbers_are_taken_as_they_are() -> None:
     """They are part of the recording: a batch's scale, say, is the same at every step."""
     captured = record(lambda x, factor, flag: x * factor if flag else x, double(5), 3.0, True)
@@ -215,9 +222,17 @@ def test_steps_are_not_tied_together_by_parameters_of_the_model() -> None:
         sign = 1 if float(x.detach().sum()) > 0 else -1
         return sign * grad_and_value(lambda y: (weight * y**2).sum())(x)[0]
 
-    for function in (reads_values, lambda x: weight * x):
-        chosen, _ = fastest(function, (True,), double(CHAINS, 5))
+    def counting(x: Tensor) -> Tensor:
+        calls.append(None)
+        return len(calls) * weight * x
+
+    calls: list[None] = []
+    ways = []
+    for function in (reads_values, counting, lambda x: weight * x):
+        chosen, how = fastest(function, (True,), double(CHAINS, 5))
+        ways.append(how)
         assert not chosen(double(CHAINS, 5, seed=1)).requires_grad
+    assert ways == ["eager, chain by chain", "eager", "captured"]
 
 
 def test_record_or_keep(caplog: pytest.LogCaptureFixture) -> None:
