@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from .measurements import pima_columns, standardised
 from .problem import Moments, Problem
 
-_PIMA_MEAN = [-0.86789, 0.41351, 1.12452, -0.25524, 0.00922, -0.13330, 0.70815, 0.31396, 0.17727]
-_PIMA_SD = [0.09661, 0.10781, 0.11779, 0.10083, 0.11004, 0.10374, 0.11813, 0.09883, 0.10931]
+_MEAN = [-0.86789, 0.41351, 1.12452, -0.25524, 0.00922, -0.13330, 0.70815, 0.31396, 0.17727]
+_SD = [0.09661, 0.10781, 0.11779, 0.10083, 0.11004, 0.10374, 0.11813, 0.09883, 0.10931]
 
 
 def logistic_regression(x: Tensor, y: Tensor | None = None) -> None:
@@ -30,5 +29,5 @@ def pima() -> Problem:
         description="Pima Indians diabetes, logistic regression; reference from 100,000 draws of NUTS.",
         model=logistic_regression,
         data={"x": standardised(list(columns.values())), "y": y},
-        reference={"w": Moments(torch.tensor(_PIMA_MEAN, dtype=torch.float64), torch.tensor(_PIMA_SD, dtype=torch.float64))},
+        reference={"w": Moments(y.new_tensor(_MEAN), y.new_tensor(_SD))},
     )

@@ -15,8 +15,8 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import MinibatchError, ModelError
 from pyro_scale.handlers import FromValues, run, seeded
-from pyro_scale.records import PyroSite
 from pyro_scale.other_rows import check_observations
+from pyro_scale.records import PyroSite
 
 BLOCK_DRAWS = 256
 BLOCK_NUMBERS = 2**22
