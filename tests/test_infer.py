@@ -19,13 +19,13 @@ from torch import Tensor
 import pyro_scale as ps
 from pyro_scale import inference
 from pyro_scale.collected import Plan
-from pyro_scale.compile import compile_model
+from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.errors import ArgumentError, NonFiniteError, StartError, StoppedError
 from pyro_scale.kernels import SGHMC, SGLD
 from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Progress
-from pyro_scale.sample import run_chains
-from pyro_scale.types import BoundKernel, Kernel, Schedule
+from pyro_scale.sample import Chains, run_chains
+from pyro_scale.types import BoundKernel, Kernel, Position, Schedule
 
 SHORT: dict[str, Any] = {"num_samples": 3, "warmup_steps": 2, "thinning": 1, "num_chains": 2, "seed": 0}
 
@@ -84,12 +84,30 @@ def test_seeds() -> None:
 
 
 def test_chains_start_apart() -> None:
-    """Within 2 of 0 in unconstrained space, in every coordinate, to within one tiny step."""
-    posterior = short(method=SGLD(step_size=1e-12), warmup_steps=0, num_chains=20)
-    start = posterior.draws["w"][:, 0]
+    """Within 2 of 0 in unconstrained space, in every coordinate, to within one tiny step without noise."""
+    posterior = short(method=SGLD(step_size=1e-12, temperature=0.0), warmup_steps=0, num_chains=20)
+    start = torch.cat([posterior.draws["w"][:, 0], posterior.draws["sigma"][:, :1].log()], dim=1)
     assert start.abs().max() < 2 + 1e-3
-    assert start.std() > 0.5
-    assert len(start.unique()) == 40
+    assert (start.std(0) > 0.5).all()
+    assert len(start.unique()) == 60
+
+
+def test_every_generator_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    run_all, start = inference.run_chains, CompiledModel.initial_position
+
+    def run(*arguments: Any, **options: Any) -> Chains:
+        seeds.extend(arguments[4])
+        return run_all(*arguments, **options)
+
+    def place(self: CompiledModel, seed: int) -> Position:
+        seeds.append(seed)
+        return start(self, seed)
+
+    monkeypatch.setattr(inference, "run_chains", run)
+    monkeypatch.setattr(CompiledModel, "initial_position", place)
+    short(num_chains=3)
+    assert len(seeds) == len(set(seeds)) == 5
 
 
 def test_whole_numbers_may_be_numpy_s() -> None:
