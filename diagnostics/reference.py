@@ -84,7 +84,7 @@ def nuts(
     check_count("num_chains", num_chains, 1)
     warmup_steps = num_samples if warmup_steps is None else warmup_steps
     check_count("warmup_steps", warmup_steps, 0)
-    _check_sampler(sampler)
+    _check_sampler(sampler, warmup_steps)
     seed = checked_seed(seed)
     seeds = derived_seeds(seed, 2 + 2 * num_chains)
     began = time.perf_counter()
@@ -171,8 +171,10 @@ def _constrained(compiled: CompiledModel, coordinates: Coordinates, draws: Tenso
     return {name: value.unflatten(0, draws.shape[:2]) for name, value in values.items()}
 
 
-def _check_sampler(sampler: object) -> None:
+def _check_sampler(sampler: object, warmup_steps: int) -> None:
     if sampler not in ("pyro", "nutpie"):
         raise ArgumentError(f"sampler is {sampler!r}; it must be 'pyro' or 'nutpie'.")
     if sampler == "nutpie" and find_spec("nutpie") is None:
         raise ArgumentError("sampler='nutpie' needs the package nutpie: pip install 'pyro-scale[nutpie]'.")
+    if sampler == "nutpie" and warmup_steps < 2:
+        raise ArgumentError(f"warmup_steps is {warmup_steps}; sampler='nutpie' needs at least 2, sampler='pyro' none.")
