@@ -75,16 +75,13 @@ def _moments(posterior: Posterior) -> pd.DataFrame:
         for index in np.ndindex(draws.shape[2:]):
             label = f"{name}[{', '.join(map(str, index))}]" if index else name
             chains = draws[(slice(None), slice(None), *index)]
-            sd = float(chains.std(ddof=1)) if chains.size > 1 else float("nan")
-            ess = float(az.ess(chains)) if chains.shape[1] >= 4 else float("nan")
-            rhat = float(az.rhat(chains)) if min(chains.shape[0] - 1, chains.shape[1] - 3) > 0 else float("nan")
-            rows[label] = {
-                "mean": float(chains.mean()),
-                "sd": sd,
-                "mcse_mean": sd / np.sqrt(ess),
-                "ess_bulk": ess,
-                "r_hat": rhat,
-            }
+            enough = chains.shape[1] >= 4
+            with np.errstate(all="ignore"):  # a parameter that does not vary
+                ess, ess_mean = (float(az.ess(chains, method=m)) if enough else np.nan for m in ("bulk", "mean"))
+                rhat = float(az.rhat(chains)) if enough and len(chains) > 1 else np.nan
+            sd = float(chains.std(ddof=1)) if chains.size > 1 else np.nan
+            mean = float(chains.mean())
+            rows[label] = {"mean": mean, "sd": sd, "mcse_mean": sd / ess_mean**0.5, "ess_bulk": ess, "r_hat": rhat}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
