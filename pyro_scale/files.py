@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pyro_scale import inference_data
 from pyro_scale.compile import CompiledModel, compile_model
-from pyro_scale.data import Model
+from pyro_scale.data import Model, names_of, read
 from pyro_scale.errors import DataError, FileFormatError, ModelError
-from pyro_scale.posterior import Posterior
+from pyro_scale.groups import data_groups
+from pyro_scale.posterior import Posterior, checked_path
+
+ROUNDING = 64
+"""Observations that the model computes may differ by so many units of rounding from one machine to another."""
 
 
 def load(
@@ -28,12 +34,13 @@ def load(
         constants: the constants of the run, with `model`.
 
     Raises:
+        ArgumentError: the path is no path.
         FileNotFoundError: there is no such file.
         FileFormatError: it was not written by `Posterior.save`.
         ModelError: the model has other latent sites than that of the run.
-        DataError: the data have another number of rows.
+        DataError: the data have another number of rows, or other values.
     """
-    idata = inference_data.read(Path(path))
+    idata = inference_data.read(checked_path(path))
     group = inference_data.dataset(idata, "posterior")
     if "pyro_scale" not in group.attrs:
         raise FileFormatError(f"{path} has no record of a run by pyro_scale. Open it with arviz.from_netcdf instead.")
@@ -44,8 +51,11 @@ def load(
     compiled = None
     if model is not None:
         size, dtype = record["settings"]["batch_size"], getattr(torch, record["settings"]["dtype"])
+        # before the model is compiled, which would blame the batch_size of the run for rows that are missing
+        _check_same_length(read(model, data, constants, dtype=dtype).num_data, record["settings"]["num_data"])
         compiled = compile_model(model, data, constants=constants, batch_size=size, dtype=dtype)
         _check_same_model(compiled, record)
+        _check_same_data(compiled, idata)
     stats = inference_data.dataset(idata, "sample_stats")
     return Posterior(
         draws,
@@ -59,10 +69,12 @@ def load(
     )
 
 
+def _check_same_length(got: int, wanted: int) -> None:
+    if got != wanted:
+        raise DataError(f"data has {got} rows and the run had {wanted}. Pass the data of the run.")
+
+
 def _check_same_model(compiled: CompiledModel, record: Mapping[str, Any]) -> None:
-    rows = record["settings"]["num_data"]
-    if compiled.num_data != rows:
-        raise DataError(f"data has {compiled.num_data} rows and the run had {rows}. Pass the data of the run.")
     theirs = {name: tuple(shape) for name, shape in record["latent"].items()}
     ours = {name: tuple(shape) for name, shape in compiled.latent.items()}
     for name in sorted(ours.keys() | theirs.keys()):
@@ -71,3 +83,42 @@ def _check_same_model(compiled: CompiledModel, record: Mapping[str, Any]) -> Non
                 f"The model is not that of the run: latent site '{name}' has shape {ours.get(name, 'none')}, and in "
                 f"the file {theirs.get(name, 'none')} (unconstrained). Pass the model and constants of the run."
             )
+
+
+def _check_same_data(compiled: CompiledModel, idata: Any) -> None:
+    stored = set(inference_data.group_names(idata))  # a user may have taken the data out of a large file
+    for group, ours in data_groups(compiled).items():
+        if group not in stored:
+            continue
+        theirs = inference_data.dataset(idata, group)
+        names = inference_data.variable_names(ours)
+        for name in ours:
+            if names[name] not in theirs:
+                raise DataError(
+                    f"'{name}' was passed, and {group} of the file has only {names_of([str(v) for v in theirs])}. Pass "
+                    "the model, data and constants of the run."
+                )
+            _check_same_values(name, ours[name], theirs[names[name]].values)
+        if missing := sorted({str(name) for name in theirs.data_vars} - set(names.values())):
+            raise DataError(
+                f"'{missing[0]}' is in {group} of the file and was not passed. Pass the model, data and constants of "
+                "the run."
+            )
+
+
+def _check_same_values(name: str, ours: NDArray[Any], theirs: NDArray[Any]) -> None:
+    remedy = "Pass the data and constants of the run, rows in the same order."
+    if ours.shape != theirs.shape:
+        raise DataError(f"'{name}' has shape {ours.shape}, and in the file {theirs.shape}. {remedy}")
+    different = ours != theirs
+    if ours.dtype.kind == "f" and theirs.dtype.kind == "f":
+        relative = ROUNDING * float(np.finfo(ours.dtype).eps)
+        largest = float(np.abs(theirs, where=np.isfinite(theirs), out=np.zeros_like(theirs)).max(initial=0))
+        different &= ~np.isclose(ours, theirs, rtol=0, atol=relative * largest, equal_nan=True)
+    if not different.any():
+        return
+    first = tuple(np.argwhere(different)[0])
+    where = f" in row {first[0]}" if first else ""
+    raise DataError(
+        f"'{name}' has other values than in the run: {ours[first]}{where}, and in the file {theirs[first]}. {remedy}"
+    )

@@ -23,6 +23,7 @@ from pyro_scale.sample import Chains
 from pyro_scale.types import Kernel
 
 REQUESTED_GROUPS = ("log_likelihood", "posterior_predictive", "prior", "warmup_posterior")
+SEEDED_GROUPS = ("posterior_predictive", "prior")
 
 
 class Posterior:
@@ -118,7 +119,8 @@ class Posterior:
 
         Args:
             names: among "log_likelihood" (for `az.loo`), "posterior_predictive", "prior" and "warmup_posterior".
-            seed: of the draws from the prior and the predictive distribution.
+            seed: of the draws from the prior and the predictive distribution. These are drawn anew where `idata` has
+                them already; groups that follow from the draws alone stay as they are.
 
         Raises:
             ArgumentError: an unknown name, or a warm-up that was not saved.
@@ -132,7 +134,9 @@ class Posterior:
             "prior": lambda: prior_draws(self._model("add_groups"), seed),
             "warmup_posterior": self._warmup_arrays,
         }
-        groups = {name: made[name]() for name in names}
+        # a loaded posterior has its warm-up, and without a model its log-likelihood, only there
+        present = () if self._idata is None else inference_data.group_names(self._idata)
+        groups = {name: made[name]() for name in names if name in SEEDED_GROUPS or name not in present}
         for name, group in groups.items():
             dims = axis_names(self._model("add_groups"), by_row=name == "log_likelihood")
             inference_data.extend(self.idata, {name: group}, dims=dims, attrs=self._attributes())
@@ -191,10 +195,11 @@ class Posterior:
         """Writes everything but the model: netCDF for `.nc`, zarr for `.zarr`. A failure leaves no partial file.
 
         Raises:
+            ArgumentError: the path is no path.
             FileFormatError: another suffix.
             FileNotFoundError: the folder does not exist.
         """
-        inference_data.write(self.idata, Path(path))
+        inference_data.write(self.idata, checked_path(path))
 
     def _warmup_arrays(self) -> Group:
         if not self._warmup:
@@ -243,3 +248,10 @@ class Posterior:
             raise ArgumentError(f"num_samples is {num_samples!r}; it must be from 1 to the {available} draws a chain.")
         chosen = torch.linspace(0, available - 1, num_samples).round().long()
         return {name: value[:, chosen.to(value.device)] for name, value in draws.items()}
+
+
+def checked_path(path: object) -> Path:
+    """The path of a file; raises `ArgumentError` unless it is a string or `Path`."""
+    if not isinstance(path, (str, Path)):
+        raise ArgumentError(f"path is {path!r}; it must be a string or a pathlib.Path that ends in .nc or .zarr.")
+    return Path(path)

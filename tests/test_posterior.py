@@ -185,6 +185,22 @@ def test_the_warm_up_where_it_was_saved() -> None:
     assert stored.shape == (2, 4, DIM) and stored.dims[:2] == ("chain", "draw")
 
 
+@both_formats
+def test_groups_of_a_file_need_not_be_made_again(suffix: str, tmp_path: Path) -> None:
+    base = labelled_posterior()
+    fitted = posterior_of(base.compiled, base.draws, warmup={"w": torch.ones(2, 4, DIM), "norm": torch.ones(2, 4)})
+    fitted.add_groups("warmup_posterior", "log_likelihood")
+    fitted.save(tmp_path / f"run{suffix}")
+    constants = {"power": 2.0, "center": CENTER}
+    with_model = ps.load(tmp_path / f"run{suffix}", labelled, {"x": X, "y": LABELS}, constants=constants)
+    for loaded in (with_model, ps.load(tmp_path / f"run{suffix}")):
+        loaded.add_groups("warmup_posterior", "log_likelihood")
+        assert np.array_equal(group(loaded, "warmup_posterior")["w"].values, np.ones((2, 4, DIM)))
+        assert np.array_equal(
+            group(loaded, "log_likelihood")["obs"].values, group(fitted, "log_likelihood")["obs"].values
+        )
+
+
 def test_a_warm_up_that_was_not_saved() -> None:
     with pytest.raises(ArgumentError, match=r"The warm-up was not saved. Run infer\(..., save_warmup=True\)"):
         labelled_posterior().add_groups("warmup_posterior")
@@ -377,6 +393,70 @@ def test_the_model_and_the_data_must_be_those_of_the_run(tmp_path: Path) -> None
         ps.load(path, regression, {"x": X[:5], "y": Y[:5]})
     with pytest.raises(DataError, match="data is empty"):
         ps.load(path, regression)
+
+
+def changed(value: Tensor, row: int) -> Tensor:
+    value = value.clone()
+    value[row] = 1 - value[row]
+    return value
+
+
+@both_formats
+def test_the_values_of_the_data_must_be_those_of_the_run(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"run{suffix}"
+    labelled_posterior().save(path)
+    data, constants = {"x": X, "y": LABELS}, {"power": 2.0, "center": CENTER}
+    ps.load(path, labelled, (X.numpy(), LABELS.int()), constants={"power": 2, "center": CENTER.numpy()})
+    wrong: list[tuple[str, Any, Any]] = [
+        (r"'obs' has other values than in the run: . in row 7, and in the file .\. Pass the data",
+         data | {"y": changed(LABELS, 7)}, constants),
+        (r"'x' has other values than in the run: \S+ in row 3, ", data | {"x": changed(changed(X, 5), 3)}, constants),
+        (r"'x' has other values than in the run: \S+ in row 0, .*rows in the same order",
+         data | {"x": X.flip(0)}, constants),
+        (r"'power' has other values than in the run: 3.0, and in the file 2.0", data, constants | {"power": 3.0}),
+        (r"'center' has other values than in the run: 0.0 in row 1, and in the file 1.5",
+         data, constants | {"center": CENTER * torch.tensor([1.0, 0.0])}),
+        (r"'center' has shape \(1,\), and in the file \(2,\)", data, constants | {"center": CENTER[:1]}),
+        ("'center' is in constant_data of the file and was not passed", data, {"power": 2.0}),
+    ]  # fmt: skip
+    for message, these, those in wrong:
+        with pytest.raises(DataError, match=message):
+            ps.load(path, labelled, these, constants=those)
+
+
+def test_data_that_the_run_did_not_have(tmp_path: Path) -> None:
+    compiled = compile_model(labelled, {"x": X, "y": LABELS})
+    posterior_of(compiled, labelled_posterior().draws).save(tmp_path / "run.nc")
+    with pytest.raises(DataError, match="'power' was passed, and constant_data of the file has only 'x'"):
+        ps.load(tmp_path / "run.nc", labelled, {"x": X, "y": LABELS}, constants={"power": 1.0})
+
+
+def test_rounding_of_observations_that_the_model_computes_is_no_other_data(tmp_path: Path) -> None:
+    def standardised(offset: float) -> Any:
+        def model(y: Tensor) -> None:
+            mu = pyro.sample("mu", normal())
+            with pyro.plate("data", len(y)):
+                pyro.sample("obs", dist.Normal(mu, 1.0), obs=(y - y.mean()) / y.std() + offset)
+
+        return model
+
+    spread_posterior(standardised(0.0), {"y": Y}).save(tmp_path / "run.nc")
+    ps.load(tmp_path / "run.nc", standardised(1e-15), {"y": Y})
+    with pytest.raises(DataError, match=r"'obs' has other values than in the run: .* in row 0"):
+        ps.load(tmp_path / "run.nc", standardised(1e-9), {"y": Y})
+
+
+def test_too_few_rows_for_the_batches_of_the_run(tmp_path: Path) -> None:
+    labelled_posterior(batch_size=8).save(tmp_path / "run.nc")
+    with pytest.raises(DataError, match=f"data has 5 rows and the run had {N}"):
+        ps.load(tmp_path / "run.nc", labelled, {"x": X[:5], "y": LABELS[:5]}, constants={"power": 2.0})
+
+
+@pytest.mark.parametrize("path", [None, 3, b"run.nc"])
+def test_what_is_no_path(path: Any) -> None:
+    for call in (ps.load, labelled_posterior().save):
+        with pytest.raises(ArgumentError, match=rf"path is {path!r}; it must be a string or a pathlib.Path"):
+            call(path)
 
 
 def test_a_subset_of_the_sites_is_kept_and_predict_says_what_is_missing(tmp_path: Path) -> None:
