@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from pyro_scale import tree
 from pyro_scale.capture import record_or_keep
+from pyro_scale.checks import check_count, checked_seed, derived_seeds
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError, StartError
-from pyro_scale.inference import check_count, checked_seed, derived_seeds
-from pyro_scale.mode import find_mode
 from pyro_scale.posterior import Posterior
+from pyro_scale.progress import Reporter
 from pyro_scale.types import Batch
-from pyro_scale.whitening import Whitened
 
-from .samplers import Potential, sample_nutpie, sample_pyro
+from .coordinates import Coordinates, find_coordinates
+from .samplers import Potential, Run, nutpie_chain, pyro_chain
 
 logger = logging.getLogger("pyro_scale")
 
@@ -42,12 +42,15 @@ def nuts(
     num_chains: int = 4,
     seed: int | None = None,
     sampler: Literal["pyro", "nutpie"] = "pyro",
+    progress: bool = True,
 ) -> Posterior:
     """Draws from the posterior of a Pyro model by the no-U-turn sampler on all rows, as a reference.
 
-    The chains run in coordinates whitened at the posterior mode, on the captured log posterior, and start within 2
-    posterior standard deviations of the mode in every such coordinate. Where no mode is found they run in the
-    unconstrained coordinates, and a log line says so. Step size and a diagonal mass matrix are adapted in warm-up.
+    The chains run on the captured log posterior, in coordinates whitened at the posterior mode. Each starts within 2
+    posterior standard deviations, in every such coordinate, of the mode above a start of its own. Where no mode is
+    found, or where draws from the normal at the mode show that it does not describe the posterior (a hierarchical model
+    may have a mode at group sd 0), they run in the unconstrained coordinates, within 2 of 0, and a log line says so.
+    Step size and a diagonal mass matrix are adapted in warm-up. Divergent draws are counted in a warning of the log.
 
     Args:
         model: the Pyro model, as for `infer`.
@@ -59,10 +62,11 @@ def nuts(
         seed: of all randomness; None takes a fresh one.
         sampler: "pyro" for Pyro's own NUTS, "nutpie" for nutpie's (`pip install pyro-scale[nutpie]`), which is
             several times faster.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        A posterior with `lp`, `diverging`, `step_size` and `acceptance_rate` in `sample_stats`; its `num_steps` is
-        the mean number of gradients of a chain.
+        The posterior, on Ctrl-C of the chains that are complete. Its `sample_stats` are `lp`, `diverging`, `step_size`
+        and `acceptance_rate`; its `num_steps` is the mean number of gradients of a chain.
 
     Raises:
         ArgumentError, DataError, ModelError, StartError: before any sampling.
@@ -89,17 +93,32 @@ def nuts(
     seeds = derived_seeds(seed, 2 + 2 * num_chains)
     began = time.perf_counter()
     compiled = compile_model(model, data, constants=constants, seed=seeds[0])
-    potential, coordinates = _potential(compiled, seeds[1])
-    starts = [_start(potential, coordinates, chain_seed) for chain_seed in seeds[2 : 2 + num_chains]]
+    chain_seeds = seeds[2 : 2 + num_chains]
+    coordinates = find_coordinates(compiled, [compiled.initial_position(each) for each in chain_seeds], seeds[1])
+    potential = _potential(compiled, coordinates)
+    starts = [_start(potential, center, each) for center, each in zip(coordinates.centers, chain_seeds, strict=True)]
     captured = time.perf_counter()
     potential.calls = 0
-    sample = sample_pyro if sampler == "pyro" else sample_nutpie
-    run = sample(potential, starts, num_samples, warmup_steps, seeds[2 + num_chains :])
+    chain = pyro_chain if sampler == "pyro" else nutpie_chain
+    runs = _run_chains(
+        [partial(chain, potential, *pair) for pair in zip(starts, seeds[2 + num_chains :], strict=True)],
+        num_samples,
+        warmup_steps,
+        progress,
+    )
     timing = {"capture": captured - began, "sample": time.perf_counter() - captured}
+    stats = {name: torch.stack([run.stats[name] for run in runs]) for name in runs[0].stats}
+    if diverging := int(stats["diverging"].sum()):
+        logger.warning(
+            "%d of %d NUTS draws diverged: the posterior has a corner that they may miss. Reparametrise the model "
+            "(non-centred groups) before you take this as a reference.",
+            diverging,
+            stats["diverging"].numel(),
+        )
     settings = {
         "method": f"NUTS ({sampler})",
         "seed": seed,
-        "num_chains": num_chains,
+        "num_chains": len(runs),
         "num_samples": num_samples,
         "warmup_steps": warmup_steps,
         "thinning": 1,
@@ -109,56 +128,64 @@ def nuts(
         "whitened": coordinates.whitened is not None,
     }
     return Posterior(
-        _constrained(compiled, coordinates, run.draws),
-        sample_stats=run.stats,
-        num_steps=round(potential.calls / num_chains),
-        step_size=float(run.stats["step_size"][:, -1].mean()),
+        _constrained(compiled, coordinates, torch.stack([run.draws for run in runs])),
+        sample_stats=stats,
+        num_steps=round(potential.calls / len(runs)),
+        step_size=float(stats["step_size"][:, -1].mean()),
         timing=timing,
         settings=settings,
         compiled=compiled,
     )
 
 
-class Coordinates(NamedTuple):
-    """From the vector that NUTS moves to a position of the model."""
+def _run_chains(chains: Sequence[Callable[..., Run]], num_samples: int, warmup_steps: int, progress: bool) -> list[Run]:
+    """One chain after another; Ctrl-C returns those that are complete."""
+    reporter = Reporter(len(chains) * (warmup_steps + num_samples), progress, None)
+    done = 0
 
-    shapes: dict[str, torch.Size]
-    whitened: Whitened | None
+    def tick(iterations: int) -> None:
+        nonlocal done
+        done += iterations
+        reporter.update(done, done)
 
-    def position(self, vector: Tensor) -> dict[str, Tensor]:
-        """The model's position, undoing the whitening."""
-        z = tree.unravel(vector, self.shapes)
-        return z if self.whitened is None else self.whitened.position(z)
+    runs: list[Run] = []
+    try:
+        for chain in chains:
+            runs.append(chain(num_samples, warmup_steps, tick))
+    except KeyboardInterrupt:
+        if not runs:
+            raise
+        logger.warning("Interrupted: %d of %d chains are complete, and returned.", len(runs), len(chains))
+    finally:
+        reporter.close()
+    return runs
 
 
-def _potential(compiled: CompiledModel, seed: int) -> tuple[Potential, Coordinates]:
-    start = compiled.initial_position(seed)
-    mode = find_mode(compiled, start, seed=seed)
-    if not mode.converged:
-        logger.info("NUTS runs in the unconstrained coordinates: no posterior mode was found to whiten at.")
-    coordinates = Coordinates(tree.shapes(start), Whitened(compiled, mode, 1) if mode.converged else None)
+def _potential(compiled: CompiledModel, coordinates: Coordinates) -> Potential:
     batch = compiled.batch()
 
     def log_posterior(vector: Tensor, batch: Batch) -> Tensor:
         return compiled(coordinates.position(vector), batch)
 
-    example = torch.full_like(tree.ravel(start), 0.1)
+    example = torch.full_like(coordinates.centers[0], 0.1)
     function, _ = record_or_keep(grad_and_value(log_posterior), example, batch, fixed={1})
-    return Potential(lambda vector: function(vector, batch), example), coordinates
+    return Potential(lambda vector: function(vector, batch), example)
 
 
-def _start(potential: Potential, coordinates: Coordinates, seed: int) -> Tensor:
-    """Uniform within 2 of the origin in every coordinate, tried until it is finite; nearer after every attempt."""
+def _start(potential: Potential, center: Tensor, seed: int) -> Tensor:
+    """Uniform within 2 of the center in every coordinate, tried until it is finite; nearer after every attempt."""
     generator = torch.Generator().manual_seed(seed)
     radius = START_RADIUS
     for _ in range(START_ATTEMPTS):
-        uniform = 2 * torch.rand(potential.example.shape, generator=generator, dtype=torch.float64) - 1
-        vector = (radius * uniform).to(potential.example)
+        uniform = 2 * torch.rand(center.shape, generator=generator, dtype=torch.float64, device="cpu") - 1
+        vector = center + (radius * uniform).to(center)
         gradient, value = potential.evaluate(vector)
         if torch.isfinite(value) and torch.isfinite(gradient).all():
             return vector
         radius *= 0.95
-    raise StartError(f"No start with a finite log density in {START_ATTEMPTS} attempts near the mode.")
+    raise StartError(
+        f"No start with a finite log density in {START_ATTEMPTS} attempts. Check that the prior allows the data."
+    )
 
 
 def _constrained(compiled: CompiledModel, coordinates: Coordinates, draws: Tensor) -> dict[str, Tensor]:

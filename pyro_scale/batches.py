@@ -28,7 +28,7 @@ class Permutations:
         self.num_data = num_data
         self.batch_size = batch_size
         self.generator = generator
-        self.remaining = torch.empty(num_chains, 0, dtype=torch.long)
+        self.remaining = torch.empty(num_chains, 0, dtype=torch.long, device="cpu")
 
     def draw(self, num_steps: int) -> Tensor:
         """Indices of the next batches, `(num_steps, num_chains, batch_size)`."""
@@ -41,5 +41,5 @@ class Permutations:
         return supply[:, :wanted].reshape(chains, num_steps, self.batch_size).transpose(0, 1)
 
     def _permutation(self) -> Tensor:
-        rows = [torch.randperm(self.num_data, generator=self.generator) for _ in self.remaining]
+        rows = [torch.randperm(self.num_data, generator=self.generator, device="cpu") for _ in self.remaining]
         return torch.stack(rows)

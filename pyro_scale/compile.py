@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_scale.checks import check_seed
 from pyro_scale.data import Data, Model, names_of, read
 from pyro_scale.errors import ArgumentError, MinibatchError
 from pyro_scale.first_runs import check_sites
@@ -68,7 +69,7 @@ def compile_model(
     table = read(model, data, constants, dtype=dtype, device=device)
     check_batch_size(batch_size, table.num_data)
     size = None if batch_size is None or batch_size == table.num_data else int(batch_size)
-    generator = torch.Generator().manual_seed(0 if seed is None else seed)
+    generator = torch.Generator().manual_seed(0 if seed is None else check_seed(seed, ", or None"))
     return CompiledModel(model, table, describe(model, table, size, generator), size)
 
 
@@ -205,10 +206,11 @@ class CompiledModel:
         """Uniform within 2 of 0 in every unconstrained coordinate, tried until log density and gradient are finite.
 
         Raises:
+            ArgumentError: the seed is no whole number from 0 to 2**63 - 1.
             StartError: none of 100 attempts was finite; names the site.
         """
-        generator = torch.Generator().manual_seed(seed)
-        indices = torch.randperm(self.num_data, generator=generator)
+        generator = torch.Generator().manual_seed(check_seed(seed))
+        indices = torch.randperm(self.num_data, generator=generator, device="cpu")
         batch = self.batch(None if self.batch_size is None else indices[: self.batch_size])
 
         def draw() -> Position:

@@ -218,7 +218,10 @@ def defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        if torch.get_default_device().type == device.type:
+        # torch.get_default_device fails within torch.func.grad where the user set a device without its number
+        default = torch.empty(0).device
+        # a device on torch's stack intercepts every call: none where it would change nothing
+        if default == device or default.type == device.type == "cpu":
             yield
         else:
             with device:
@@ -233,7 +236,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     By a seed derived from `seed`: data are often made from seed 0 too, and must not share their noise with predictions.
     """
-    derived = torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed))
+    derived = torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed), device="cpu")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(derived))
         yield

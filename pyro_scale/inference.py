@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from pyro_scale import tree
+from pyro_scale.checks import check_count, checked_seed, derived_seeds
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model, names_of
@@ -143,30 +143,6 @@ def _kernel(method: str | Kernel) -> Kernel:
         raise ArgumentError(f"{type(method).__name__} has no step_size and no default for it; set step_size.")
     chosen: Any = replace(method, step_size=default)  # type: ignore[type-var]
     return cast(Kernel, chosen)
-
-
-def check_count(name: str, value: object, least: int) -> int:
-    """`value` if it is a whole number of at least `least`; otherwise raises `ArgumentError`."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise ArgumentError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
-    return int(value)
-
-
-def checked_seed(seed: object) -> int:
-    """The seed, or a fresh one for None."""
-    if seed is None:
-        return torch.Generator().seed() % 2**63
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ArgumentError(
-            f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None for a fresh one."
-        )
-    return int(seed)
-
-
-def derived_seeds(seed: int, count: int) -> list[int]:
-    """Seeds for the separate generators of a run: the same for the same seed, and unrelated to one another."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2**62, (count,), generator=generator).tolist()
 
 
 def _kept(compiled: CompiledModel, keep: Sequence[str] | None) -> tuple[str, ...]:

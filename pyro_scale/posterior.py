@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_scale import inference_data
+from pyro_scale.checks import check_count, check_seed
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
@@ -128,6 +129,7 @@ class Posterior:
         for name in names:
             if name not in REQUESTED_GROUPS:
                 raise ArgumentError(f"There is no group '{name}' to add; choose among {names_of(REQUESTED_GROUPS)}.")
+        seed = check_seed(seed)
         made = {
             "log_likelihood": lambda: arrays(self.log_likelihood()),
             "posterior_predictive": lambda: arrays(self.predict(seed=seed).draws),
@@ -144,14 +146,13 @@ class Posterior:
 
     def sample(self, n: int, seed: int) -> dict[str, Tensor]:
         """`n` of the draws at random, `(n, *site)`: without repetition while there are enough, otherwise with."""
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ArgumentError(f"n is {n!r}; it must be a whole number of at least 1.")
+        n = check_count("n", n, 1)
         num_chains, num_samples = self._shape
         total = num_chains * num_samples
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(total, (n,), generator=generator)
+        generator = torch.Generator().manual_seed(check_seed(seed))
+        chosen = torch.randint(total, (n,), generator=generator, device="cpu")
         if n <= total:
-            chosen = torch.randperm(total, generator=generator)[:n]
+            chosen = torch.randperm(total, generator=generator, device="cpu")[:n]
         return {name: value.flatten(0, 1)[chosen.to(value.device)] for name, value in self.draws.items()}
 
     def predict(self, data: Any = None, *, num_samples: int | None = None, seed: int = 0) -> Prediction:
@@ -167,6 +168,7 @@ class Posterior:
             MissingModelError: the posterior was loaded without a model, or did not keep a latent site.
             ArgumentError, DataError: an argument of the model is missing or unusable.
         """
+        seed = check_seed(seed)
         compiled = self._model("predict")
         draws = self._thinned(self._latent_draws("predict"), num_samples)
         new = data is not None
@@ -244,8 +246,7 @@ class Posterior:
         available = self._shape[1]
         if num_samples is None:
             return draws
-        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or not 1 <= num_samples <= available:
-            raise ArgumentError(f"num_samples is {num_samples!r}; it must be from 1 to the {available} draws a chain.")
+        num_samples = check_count("num_samples", num_samples, 1, available, ", the number of draws a chain")
         chosen = torch.linspace(0, available - 1, num_samples).round().long()
         return {name: value[:, chosen.to(value.device)] for name, value in draws.items()}
 

@@ -67,7 +67,7 @@ def compare(
     size, num_data = len(indices), data.num_data
     other_size = next((n for n in PROBE_SIZES if n != size and n <= num_data), PROBE_SIZES[0])
     shared = min(SHARED_ROWS, size)
-    new = torch.randint(num_data, (other_size - shared,), generator=generator)
+    new = torch.randint(num_data, (other_size - shared,), generator=generator, device="cpu")
     rows = data.take(torch.cat([new.to(indices), indices[:shared].flip(0)]))
     compared = Comparison(reference, None, (size, other_size), shared, rows)
     try:

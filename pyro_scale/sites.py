@@ -72,7 +72,7 @@ def describe(model: Model, data: Data, batch_size: int | None, generator: torch.
         MinibatchError: the model cannot be split over rows and `batch_size` asks for it, or uses no row of the data.
         DataError: an observed value outside the support of its distribution.
     """
-    order = torch.randperm(data.num_data, generator=generator).to(data.device)
+    order = torch.randperm(data.num_data, generator=generator, device="cpu").to(data.device)
     indices = torch.arange(data.num_data, device=data.device) if batch_size is None else order[:batch_size]
     rows = data.rows if batch_size is None else data.take(indices)
     position: Position = {}

@@ -303,7 +303,7 @@ def test_num_samples_takes_draws_evenly_from_every_chain() -> None:
 @pytest.mark.parametrize("number", [0, -1, 12, 2.0, True, "all"])
 def test_num_samples_out_of_range(number: Any) -> None:
     fitted = by_hand(regression, {"x": X, "y": Y}, {"w": torch.zeros(2, 11, DIM).double()})
-    with pytest.raises(ArgumentError, match=f"num_samples is {number!r}; it must be from 1 to the 11 draws a chain"):
+    with pytest.raises(ArgumentError, match=f"num_samples is {number!r}; it must be a whole number from 1 to 11, the"):
         fitted.predict({"x": X_NEW}, num_samples=number)
 
 

@@ -1,0 +1,43 @@
+"""Checks of whole numbers and seeds, and seeds derived from one."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import numpy as np
+import torch
+
+from pyro_scale.errors import ArgumentError
+
+
+def check_count(name: str, value: object, least: int, most: int | None = None, meaning: str = "") -> int:
+    """`value` if it is a whole number from `least` to `most`, which is `meaning`; otherwise raises `ArgumentError`."""
+    if _is_whole(value) and value >= least and (most is None or value <= most):
+        return int(value)
+    wanted = f"of at least {least}" if most is None else f"from {least} to {most}{meaning}"
+    raise ArgumentError(f"{name} is {value!r}; it must be a whole number {wanted}.")
+
+
+def check_seed(seed: object, otherwise: str = "") -> int:
+    """The seed as torch takes it; `otherwise` says in the message what else is allowed."""
+    if _is_whole(seed) and 0 <= seed < 2**63:
+        return int(seed)
+    raise ArgumentError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1{otherwise}.")
+
+
+def checked_seed(seed: object) -> int:
+    """The seed, or a fresh one for None."""
+    if seed is None:
+        return torch.Generator().seed() % 2**63
+    return check_seed(seed, ", or None for a fresh one")
+
+
+def derived_seeds(seed: int, count: int) -> list[int]:
+    """Seeds for the separate generators of a run: the same for the same seed, and unrelated to one another."""
+    generator = torch.Generator().manual_seed(seed)
+    # here and elsewhere: the generator is the CPU's, torch's default device may be another
+    return torch.randint(2**62, (count,), generator=generator, device="cpu").tolist()
+
+
+def _is_whole(value: object) -> TypeGuard[int | np.integer]:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
