@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,15 @@ from torch import Tensor
 from pyro_scale.handlers import seeded
 from pyro_scale.starts import LinAlgError
 
+Tick = Callable[[int], object]
+"""Told how many iterations were done since the last call."""
+
+NUTPIE = {"lp": "logp", "step_size": "step_size", "acceptance_rate": "mean_tree_accept", "diverging": "diverging"}
+"""Names of statistics: ArviZ's, and nutpie's."""
+
 
 class Run(NamedTuple):
-    """Draws `(num_chains, num_samples, d)` and, by ArviZ name, statistics `(num_chains, num_samples)`."""
+    """Draws of a chain, `(num_samples, d)`, and its statistics by ArviZ name, `(num_samples,)`."""
 
     draws: Tensor
     stats: dict[str, Tensor]
@@ -62,16 +68,8 @@ class _Energy(torch.autograd.Function):
         return -upstream * gradient, None
 
 
-def sample_pyro(
-    potential: Potential, starts: Sequence[Tensor], num_samples: int, warmup_steps: int, seeds: Sequence[int]
-) -> Run:
-    """Pyro's NUTS, one chain after another."""
-    chains = [_pyro_chain(potential, *pair, num_samples, warmup_steps) for pair in zip(starts, seeds, strict=True)]
-    stats = {name: torch.stack([chain.stats[name] for chain in chains]) for name in chains[0].stats}
-    return Run(torch.stack([chain.draws for chain in chains]), stats)
-
-
-def _pyro_chain(potential: Potential, start: Tensor, seed: int, num_samples: int, warmup_steps: int) -> Run:
+def pyro_chain(potential: Potential, start: Tensor, seed: int, num_samples: int, warmup_steps: int, tick: Tick) -> Run:
+    """A chain of Pyro's NUTS; `tick` is called after every iteration."""
     energy: Any = _Energy.apply
     kernel = NUTS(potential_fn=lambda values: energy(values["z"], potential))
     rows: list[tuple[float, float, float, int]] = []
@@ -79,6 +77,7 @@ def _pyro_chain(potential: Potential, start: Tensor, seed: int, num_samples: int
     def hook(kernel: Any, samples: Any, stage: str, i: int) -> None:
         lp, accepted = -float(kernel._potential_energy_last), kernel._mean_accept_prob
         rows.append((lp, float(kernel.step_size), accepted, len(kernel._divergences)))
+        tick(1)
 
     mcmc = MCMC(
         kernel,
@@ -104,10 +103,10 @@ def _increments(totals: Tensor) -> Tensor:
     return torch.diff(totals, prepend=torch.zeros(1, dtype=totals.dtype))
 
 
-def sample_nutpie(
-    potential: Potential, starts: Sequence[Tensor], num_samples: int, warmup_steps: int, seeds: Sequence[int]
+def nutpie_chain(
+    potential: Potential, start: Tensor, seed: int, num_samples: int, warmup_steps: int, tick: Tick
 ) -> Run:
-    """nutpie's NUTS, through its interface for Python functions; chain after chain, since Python holds the lock."""
+    """A chain of nutpie's NUTS, through its interface for Python functions; `tick` is called at its end."""
     import nutpie
     from nutpie.compiled_pyfunc import from_pyfunc
 
@@ -118,33 +117,25 @@ def sample_nutpie(
         gradient, value = potential.evaluate(torch.from_numpy(vector.copy()).to(example))
         return float(value), gradient.double().cpu().numpy()
 
-    parts = []
-    for start, seed in zip(starts, seeds, strict=True):
-        compiled = from_pyfunc(
-            size,
-            lambda: log_posterior,
-            lambda seed1, seed2, chain: lambda vector: {"z": np.asarray(vector, dtype=np.float64)},
-            [np.dtype(np.float64)],
-            [(size,)],
-            ["z"],
-            make_initial_point_fn=lambda seed, start=start: start.double().cpu().numpy(),
-        )
-        parts.append(
-            nutpie.sample(
-                compiled,
-                draws=num_samples,
-                tune=warmup_steps,
-                chains=1,
-                cores=1,
-                seed=seed % 2**32,
-                save_warmup=False,
-                progress_bar=False,
-            )
-        )
-    draws = torch.cat([torch.from_numpy(part.posterior["z"].values.copy()) for part in parts])
-    names = {"lp": "logp", "step_size": "step_size", "acceptance_rate": "mean_tree_accept", "diverging": "diverging"}
-    stats = {
-        name: torch.cat([torch.from_numpy(part.sample_stats[theirs].values.copy()) for part in parts])
-        for name, theirs in names.items()
-    }
-    return Run(draws.to(example), stats)
+    compiled = from_pyfunc(
+        size,
+        lambda: log_posterior,
+        lambda seed1, seed2, chain: lambda vector: {"z": np.asarray(vector, dtype=np.float64)},
+        [np.dtype(np.float64)],
+        [(size,)],
+        ["z"],
+        make_initial_point_fn=lambda seed: start.double().cpu().numpy(),
+    )
+    result = nutpie.sample(
+        compiled,
+        draws=num_samples,
+        tune=warmup_steps,
+        chains=1,
+        cores=1,
+        seed=seed % 2**32,
+        save_warmup=False,
+        progress_bar=False,
+    )
+    tick(num_samples + warmup_steps)
+    stats = {name: torch.from_numpy(result.sample_stats[theirs].values[0].copy()) for name, theirs in NUTPIE.items()}
+    return Run(torch.from_numpy(result.posterior["z"].values[0].copy()).to(example), stats)

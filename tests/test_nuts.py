@@ -244,8 +244,9 @@ def test_a_wall_of_failures_is_a_bound(sampler: Any) -> None:
         return -vector, -vector.square().sum() / 2
 
     potential = samplers.Potential(cut, torch.ones(1).double())
-    sample = samplers.sample_pyro if sampler == "pyro" else samplers.sample_nutpie
-    draws = sample(potential, [torch.ones(1).double()] * 2, 400, 100, [1, 2]).draws[..., 0]
+    chain = samplers.pyro_chain if sampler == "pyro" else samplers.nutpie_chain
+    start = torch.ones(1).double()
+    draws = torch.stack([chain(potential, start, seed, 400, 100, lambda _: None).draws[:, 0] for seed in (1, 2)])
     ess = float(az.ess(draws.numpy(), method="mean"))
     error = (draws.mean() - math.sqrt(2 / math.pi)) / draws.std() * math.sqrt(ess)
     print("z", float(error), "ess", ess)
@@ -297,3 +298,80 @@ def test_without_nutpie_the_error_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "nutpie", None)
     with pytest.raises(ArgumentError, match=r"needs the package nutpie: pip install 'pyro-scale\[nutpie\]'"):
         nuts(regression, DATA, sampler="nutpie")
+
+
+def groups_at_zero(group: Tensor, y: Tensor) -> None:
+    """Groups around 0 with an unknown sd: the density has a mode at sd 0, far from where its mass is."""
+    s = pyro.sample("s", dist.LogNormal(-1.0, 1.0))
+    with pyro.plate("groups", 8):
+        a = pyro.sample("a", dist.Normal(0.0, s))
+    with pyro.plate("data", len(y)):
+        pyro.sample("obs", dist.Normal(a[group], 1.0), obs=y)
+
+
+def test_a_mode_that_does_not_describe_the_posterior_is_not_whitened_at(caplog: pytest.LogCaptureFixture) -> None:
+    """The law of log s from its marginal likelihood on a grid: group means are normal given s."""
+    generator = torch.Generator().manual_seed(3)
+    group = torch.arange(40) % 8
+    y = torch.randn(40, generator=generator, dtype=torch.float64) * 1.2
+    means = torch.stack([y[group == g].mean() for g in range(8)])
+    log_s = torch.linspace(-8, 3, 4001, dtype=torch.float64)
+    law = torch.distributions.Normal(0.0, (log_s.exp().square() + 1 / 5).sqrt()[:, None])
+    log_density = law.log_prob(means).sum(1) + torch.distributions.Normal(-1.0, 1.0).log_prob(log_s)
+    weights = log_density.softmax(0)
+    mean = weights @ log_s
+    sd = (weights @ (log_s - mean).square()).sqrt()
+    with caplog.at_level(logging.INFO, "pyro_scale"):
+        run = nuts(groups_at_zero, {"group": group, "y": y}, num_samples=400, warmup_steps=300, num_chains=2, seed=0)
+    assert run.settings["whitened"] is False
+    assert "the curvature at the mode does not describe the posterior" in caplog.text
+    found = run.draws["s"].log()
+    error = float((found.mean() - mean) / sd)
+    print("error in sds", error, "sd ratio", float(found.std() / sd))
+    assert abs(error) < 0.5  # about 30 effective draws or more: 3 standard errors
+    assert 0.6 < float(found.std() / sd) < 1.6
+
+
+def test_chains_start_around_modes_of_their_own() -> None:
+    def two_modes(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("obs", dist.Normal(x.square(), 0.2), obs=y)
+
+    data = {"y": torch.full((20,), 1.0, dtype=torch.float64)}
+    run = nuts(two_modes, data, num_samples=50, warmup_steps=50, num_chains=6, seed=0)
+    signs = run.draws["x"].sign().mean(1)
+    assert (signs == 1).any() and (signs == -1).any()
+
+
+def test_divergences_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    data = {"y": torch.zeros(2, dtype=torch.float64)}
+    with caplog.at_level(logging.WARNING, "pyro_scale"):
+        run = nuts(centred, data, num_samples=100, warmup_steps=20, num_chains=1, seed=1)
+    count = int(run.sample_stats["diverging"].sum())
+    assert count > 0
+    assert f"{count} of 100 NUTS draws diverged" in caplog.text
+
+
+def test_ctrl_c_returns_the_chains_that_are_complete(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = nuts(regression, DATA, num_samples=20, warmup_steps=20, num_chains=2, seed=0)
+    calls = 0
+    evaluate = samplers.Potential.evaluate
+
+    def interrupted(self: samplers.Potential, vector: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise KeyboardInterrupt
+        return evaluate(self, vector)
+
+    monkeypatch.setattr(samplers.Potential, "evaluate", interrupted)
+    after = 2 * whole.num_steps - 5
+    run = nuts(regression, DATA, num_samples=20, warmup_steps=20, num_chains=2, seed=0)
+    assert torch.equal(run.draws["w"], whole.draws["w"][:1])
+    assert "1 of 2 chains are complete" in caplog.text
+    calls, after = 0, 10
+    with pytest.raises(KeyboardInterrupt):
+        nuts(regression, DATA, num_samples=20, warmup_steps=20, num_chains=2, seed=0)
