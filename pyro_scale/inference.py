@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -71,7 +72,8 @@ def infer(
         callback: called with a `Progress` a few times a second; returning True stops the run and keeps its draws.
 
     Returns:
-        The posterior. Ctrl-C returns what has been drawn so far.
+        The posterior. Ctrl-C returns what has been drawn so far. Its `timing` adds up to the call: "compile" (until
+        the chains have starts), "capture", "sample" and "constrain" (from positions to draws).
 
     Raises:
         ArgumentError, DataError, ModelError, MinibatchError, StartError: before any sampling; see `compile_model`.
@@ -88,6 +90,7 @@ def infer(
         >>> posterior.draws["mu"].shape
         torch.Size([2, 50])
     """
+    began = time.perf_counter()
     kernel = _kernel(method)
     num_samples = check_count("num_samples", num_samples, 1)
     num_chains = check_count("num_chains", num_chains, 1)
@@ -106,8 +109,11 @@ def infer(
     )
     plan = Plan(num_samples, warmup_steps, thinning, num_chains, _kept(compiled, keep), save_warmup)
     start = _stack([compiled.initial_position(chain_seed) for chain_seed in seeds[3:]])
+    ready = time.perf_counter()
     chains = run_chains(compiled, kernel, plan, start, seeds[1:3], progress=progress, callback=callback)
-    return _result(compiled, kernel, plan, chains, seed)
+    constraining = time.perf_counter() - ready - sum(chains.seconds.values())  # all that is left after the last step
+    seconds = {"compile": ready - began, **chains.seconds, "constrain": constraining}
+    return _result(compiled, kernel, plan, chains._replace(seconds=seconds), seed)
 
 
 def _result(compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains, seed: int) -> Posterior:

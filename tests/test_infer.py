@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from small_models import COUNTS, DATA, NUM_ROWS, Y, bounded, correlated, counts,
 from torch import Tensor
 
 import pyro_scale as ps
-from pyro_scale import inference
+from pyro_scale import inference, sample
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.errors import ArgumentError, NonFiniteError, StartError, StoppedError
@@ -50,6 +51,30 @@ def test_a_run_by_default() -> None:
     assert posterior.sample_stats["lp"].shape == (4, 5)
     wanted = {"num_chains": 4, "num_samples": 5, "warmup_steps": 25, "thinning": 10, "seed": 0, "ended_early": None}
     assert wanted.items() <= posterior.settings.items()
+
+
+def test_the_timing_covers_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naps that nothing else can explain: each must be found where it was taken, and all of them in the sum."""
+    nap = 0.2
+
+    def slow(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def napping(*arguments: Any, **options: Any) -> Any:
+            time.sleep(nap)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, napping)
+
+    for module, name in ((inference, "compile_model"), (sample, "Run"), (sample, "Reporter"), (sample, "constrain")):
+        slow(module, name)
+    began = time.perf_counter()
+    timing = short().timing
+    whole = time.perf_counter() - began
+    print(timing, whole)
+    assert list(timing) == ["compile", "capture", "sample", "constrain"]
+    assert all(seconds >= nap for seconds in timing.values())
+    assert 0.7 * whole < sum(timing.values()) <= whole
 
 
 @pytest.mark.parametrize(("method", "kernel"), [("sghmc", SGHMC), ("sgld", SGLD)])
