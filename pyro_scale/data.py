@@ -17,6 +17,7 @@ from pyro_scale.errors import ArgumentError, DataError
 Model: TypeAlias = Callable[..., Any]
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ def _check_names(
     open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in names.values())
     taken = [name for name, parameter in names.items() if parameter.kind not in _VARIADIC]
     label = getattr(model, "__name__", type(model).__name__)
+    if unnamed := [name for name, parameter in names.items() if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]:
+        raise ArgumentError(
+            f"The model's argument '{unnamed[0]}' is positional only, and models are called by names of arguments. "
+            f"Remove the '/' from the signature of {label}."
+        )
     if unknown := [name for name in given if name not in taken and not open_ended]:
         raise ArgumentError(
             f"'{unknown[0]}' is no argument of the model: {label} takes {', '.join(taken) or 'nothing'}. "
@@ -138,6 +144,8 @@ def _tensor(name: str, value: Any) -> Tensor:
         tensor = value.detach()
     elif hasattr(value, "__array__"):
         tensor = _from_array(name, value)
+    elif value is None:
+        raise DataError(f"data['{name}'] is None: leave it out, or pass the observations.")
     else:
         raise DataError(
             f"data['{name}'] is a {type(value).__name__}; it must be a tensor or array with a row for each "
@@ -206,6 +214,8 @@ def _device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"device is {device!r}, which cannot be used here: {reason} Try device='cpu'.") from error
+    if chosen.type not in DEVICES:
+        raise ArgumentError(f"device is {device!r}; it must be one of the kinds {names_of(DEVICES)}.")
     return chosen
 
 
@@ -227,7 +237,7 @@ def _check_finite(name: str, value: Tensor) -> None:
     kind = "NaN" if bool(torch.isnan(value[row]).any()) else "infinity"
     raise DataError(
         f"data['{name}'] holds {kind} in row {row} (bad rows: {int(bad.sum())} of {len(value)}); all values must be "
-        "finite. Drop these rows or impute them."
+        "finite. Drop these rows or impute them; mask(...) may hide a row, its value may then be any finite number."
     )
 
 

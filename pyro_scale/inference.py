@@ -136,6 +136,8 @@ def _kernel(method: str | Kernel) -> Kernel:
     """The kernel that a method stands for, with a step size."""
     known = f"it must be one of {names_of(list(METHODS))}, or a kernel object, as ps.kernels.SGHMC(step_size=0.01)"
     if isinstance(method, str):
+        if method.lower() == "nuts":
+            raise ArgumentError(f"method is '{method}', which needs all rows at every step: call ps.diagnostics.nuts.")
         if method not in METHODS:
             raise ArgumentError(f"method is '{method}'; {known}.")
         return _kernel(METHODS[method]())

@@ -235,6 +235,10 @@ def plate_of_100(x: Tensor, y: Tensor) -> None:
         pyro.sample("obs", dist.Normal(x @ w, 1.0), obs=y)
 
 
+def by_position(x: Tensor, /, y: Tensor) -> None:
+    linear(x, y)
+
+
 def scaled_groups(g: Tensor, y: Tensor) -> None:
     with pyro.plate("groups", 40, subsample=torch.arange(4)):
         effect = pyro.sample("effect", dist.Normal(0.0, 1.0))
@@ -328,7 +332,7 @@ REFUSALS = [
     Refusal("empty dict", linear, {}, DataError, ("empty", "data={'x': x, 'y': y}")),
     Refusal("None", linear, None, DataError, ("empty", "data={'x': x, 'y': y}")),
     Refusal("empty tuple", linear, (), DataError, ("empty",)),
-    Refusal("None among the rows", linear, {"x": X, "y": None}, DataError, ("data['y']", "NoneType")),
+    Refusal("None among the rows", linear, {"x": X, "y": None}, DataError, ("data['y'] is None: leave it out",)),
     Refusal("no rows", linear, {"x": X[:0], "y": Y[:0]}, DataError, ("data['x']", "0 rows", "at least 1")),
     Refusal("ragged", linear, {"x": X, "y": Y[:-1]}, DataError, ("data['y']", "23", "24", "constants")),
     Refusal("scalar", linear, {"x": X, "y": torch.tensor(1.0)}, DataError, ("data['y']", "scalar", "constants")),
@@ -347,7 +351,13 @@ REFUSALS = [
         DataError,
         ("data['y']", "masked", "obs_mask"),
     ),
-    Refusal("NaN", linear, {"x": X, "y": with_value(Y, 17, float("nan"))}, DataError, ("data['y']", "NaN", "row 17")),
+    Refusal(
+        "NaN",
+        linear,
+        {"x": X, "y": with_value(Y, 17, float("nan"))},
+        DataError,
+        ("data['y']", "NaN", "row 17", "mask(...) may hide a row"),
+    ),
     Refusal(
         "infinity",
         linear,
@@ -373,6 +383,7 @@ REFUSALS = [
         {"constants": {"y": Y}},
         False,
     ),
+    Refusal("positional only", by_position, XY, ArgumentError, ("'x'", "positional only", "'/'", "by_position")),
     Refusal("no model", 3.0, XY, ArgumentError, ("float", "callable")),  # type: ignore[arg-type]
     Refusal("a class", HalfBayesian, XY, ArgumentError, ("the class HalfBayesian", "callable")),
     Refusal("constants in a list", linear, XY, ArgumentError, ("list", "dict"), {"constants": [1.0]}),
@@ -399,6 +410,8 @@ REFUSALS = [
         for value in (25, 0, -1, True, False, 6.0, 0.5, "6", torch.tensor(6))
     ),
     Refusal("unknown device", linear, XY, ArgumentError, ("'gpu'", "cpu"), {"device": "gpu"}),
+    Refusal("device without values", linear, XY, ArgumentError, ("'meta'", "'cpu', 'cuda'"), {"device": "meta"}),
+    Refusal("data without values", linear, X.to("meta"), ArgumentError, ("type='meta'", "'cpu', 'cuda'")),
     Refusal("integer dtype", linear, XY, ArgumentError, ("torch.int64", "floating"), {"dtype": torch.int64}),
     Refusal("dtype as string", linear, XY, ArgumentError, ("'float32'", "torch.float64"), {"dtype": "float32"}),
     # values
