@@ -123,17 +123,26 @@ class CompiledModel:
         """Rows by index, of shape `(n,)` or `(num_chains, n)`, with their scale N/n; None for all rows.
 
         Raises:
-            ArgumentError: the indices are no whole numbers, or there are none.
+            ArgumentError: the indices are no whole numbers, there are none, or (on the CPU) one is no row's.
             MinibatchError: the model can only be evaluated on all rows, and these are others.
         """
         if indices is None:
             return Batch(self.data.rows, torch.arange(self.num_data, device=self.data.device), 1.0)
-        indices = torch.as_tensor(indices, device=self.data.device)
+        try:
+            indices = torch.as_tensor(indices, device=self.data.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ArgumentError(
+                f"indices are a {type(indices).__name__}; they must be a tensor of whole numbers, as torch.arange(10)."
+            ) from error
         if indices.ndim == 0 or indices.shape[-1] == 0 or indices.dtype not in (torch.int64, torch.int32):
             raise ArgumentError(
                 f"indices have shape {tuple(indices.shape)} and dtype {indices.dtype}; they must be whole numbers of "
                 "shape (n,), at least one. Turn a mask into indices by mask.nonzero()[:, 0]."
             )
+        if indices.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+            least, most = map(int, torch.aminmax(indices))  # quicker than comparing tensors
+            if least < 0 or most >= self.num_data:
+                raise ArgumentError(f"indices range from {least} to {most}; the rows are 0 to {self.num_data - 1}.")
         if self._whole_only and not torch.equal(indices, torch.arange(self.num_data, device=indices.device)):
             raise MinibatchError(self.structure.minibatch_error)
         return Batch(self.data.take(indices), indices, self.num_data / indices.shape[-1])
@@ -224,6 +233,8 @@ class CompiledModel:
         return blame(position, lambda at: self(at, batch), lambda at: self._run(at, batch.data))
 
     def _run(self, position: Position, rows: Mapping[str, Tensor]) -> Run:
+        if missing := self.latent.keys() - position.keys():
+            raise ArgumentError(f"position lacks the latent site '{min(missing)}'; got {names_of(list(position))}.")
         found = run(self.model, self.data, rows, FromPosition(position))
         check_sites(self.sites.keys(), found)
         return found

@@ -108,7 +108,7 @@ def _check_kinds(reference: Run, hint: str) -> None:
     if "observed" not in kinds and "factor" not in kinds:
         raise ModelError(
             "The model has no observed site: its posterior is its prior. Pass the observations in data, and observe "
-            f"them with pyro.sample(..., obs=y).{hint}"
+            f"them with pyro.sample(..., obs=y). {hint}".strip()
         )
 
 
@@ -130,7 +130,8 @@ def _explained(model: Model, data: Data, rows: Mapping[str, Tensor]) -> Iterator
     try:
         yield
     except DiscreteSiteError as error:
-        raise DiscreteSiteError(f"{error}{_unset(model, data)}") from None
+        # observations that were forgotten leave a latent site: likelier than a model that has one
+        raise DiscreteSiteError(f"{_unset(model, data)} {error}".strip()) from None
     except Exception as error:
         if rows is not data.rows and _runs_on_all(model, data):
             raise MinibatchError(
@@ -147,9 +148,12 @@ def _explained(model: Model, data: Data, rows: Mapping[str, Tensor]) -> Iterator
                 "plate('data', len(x))."
             ) from error
         if MIXED_TYPES.search(str(error)):
+            whole = [name for name, value in data.rows.items() if not value.is_floating_point()]
+            floats = "x.double()" if data.dtype == torch.float64 else "x.float()"
+            hint = f" If {names_of(whole)} holds covariates, pass them as floats ({floats})." if whole else ""
             raise ModelError(
-                f"The model mixes floating types: {str(error).rstrip('.')}. The data are {data.dtype}. Convert what "
-                "the model holds (module.double()), or pass dtype, as in dtype=torch.float32."
+                f"The model mixes floating types: {str(error).rstrip('.')}. The data are {data.dtype}.{hint} Convert "
+                "what the model holds (module.double()), or pass dtype, as in dtype=torch.float32."
             ) from error
         raise
 
@@ -168,4 +172,4 @@ def _unset(model: Model, data: Data) -> str:
     """A word on arguments that were left at None: often the observations."""
     defaults = {name: parameter.default for name, parameter in arguments_of(model).items()}
     unset = [name for name, value in defaults.items() if value is None and name not in {**data.rows, **data.constants}]
-    return f" The model's {names_of(unset)} is None: pass it in data if it holds observations." if unset else ""
+    return f"The model's {names_of(unset)} is None: pass it in data if it holds observations." if unset else ""

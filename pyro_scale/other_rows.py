@@ -98,8 +98,10 @@ def _refusing(compiled: CompiledModel) -> Iterator[None]:
         raise
     except Exception as error:
         absent = [name for name, value in compiled.data.constants.items() if value is None]
+        group = "An index column of these rows may name a group that the fit did not have. "
+        hint = group if isinstance(error, IndexError) else ""
         without, remedy = (f" without '{absent[0]}'", f", or pass '{absent[0]}' along") if absent else ("", "")
         raise ModelError(
             f"The model does not run on these {compiled.num_data} rows{without}: {type(error).__name__}: {error}. "
-            f"Take sizes from the arguments that are there, as in plate('data', len(x)){remedy}."
+            f"{hint}Take sizes from the arguments that are there, as in plate('data', len(x)){remedy}."
         ) from error

@@ -307,6 +307,12 @@ def test_num_samples_out_of_range(number: Any) -> None:
         fitted.predict({"x": X_NEW}, num_samples=number)
 
 
+def test_a_group_that_the_fit_did_not_have() -> None:
+    fitted = spread_posterior(groups, {"g": GROUP, "y": Y}, constants={"num_groups": GROUPS})
+    with pytest.raises(ModelError, match=r"IndexError: .* An index column of these rows may name a group that the fit"):
+        fitted.predict({"g": torch.tensor([0, GROUPS]), "y": Y[:2]})
+
+
 REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "too few columns": (
         {"x": X[:, :2]},

@@ -235,6 +235,12 @@ def plate_of_100(x: Tensor, y: Tensor) -> None:
         pyro.sample("obs", dist.Normal(x @ w, 1.0), obs=y)
 
 
+def linear_in_double(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", normal(3))
+    with pyro.plate("data", len(x)):
+        pyro.sample("obs", dist.Normal(x @ w, 1.0), obs=y)
+
+
 def by_position(x: Tensor, /, y: Tensor) -> None:
     linear(x, y)
 
@@ -291,6 +297,13 @@ REFUSALS = [
     Refusal("sites come and go", branching, Y, ModelError, ("'sometimes'", "different sites", "mask")),
     Refusal("dropout", Dropout(), XY, ModelError, ("'obs'", "random", "eval()")),
     Refusal("parameter", param, XY, ModelError, ("'sigma'", "pyro.param", "pyro.sample", "constants")),
+    Refusal(
+        "whole numbers as covariates",
+        linear_in_double,
+        {"x": X.round().long(), "y": Y},
+        ModelError,
+        ("mixes floating types", "'x' holds covariates, pass them as floats (x.double())"),
+    ),
     Refusal("module with a parameter", HalfBayesian(), XY, ModelError, ("'linear.bias'", "prior", "PyroSample")),
     Refusal(
         "network of another type", fixed_network(), XY, ModelError, ("torch.float64", "dtype=torch.float32", "double()")
@@ -502,10 +515,14 @@ def test_batches_of_whole_models_are_refused(case: Case) -> None:
         (torch.zeros(0, dtype=torch.long), ("(0,)", "at least one")),
         (torch.tensor(3), ("()", "(n,)")),
         (torch.zeros(3), ("torch.float32", "whole numbers")),
+        (torch.tensor([0, N]), (f"from 0 to {N};", f"rows are 0 to {N - 1}")),
+        (torch.tensor([[3, 5], [-1, 2]]), ("from -1 to 5", f"rows are 0 to {N - 1}")),
+        (slice(0, 5), ("slice", "torch.arange")),
+        ("all", ("str", "torch.arange")),
     ],
-    ids=["mask", "none", "scalar", "floating"],
+    ids=["mask", "none", "scalar", "floating", "beyond the last", "negative", "slice", "string"],
 )
-def test_indices_are_refused(indices: Tensor, words: tuple[str, ...]) -> None:
+def test_indices_are_refused(indices: Any, words: tuple[str, ...]) -> None:
     with pytest.raises(ArgumentError) as caught:
         compile_model(linear, XY, batch_size=BATCH).batch(indices)
     for word in words:
@@ -694,6 +711,11 @@ def test_errors_of_the_model_pass_through(batch_size: int | None) -> None:
     assert not isinstance(caught.value, PyroScaleError)
     with pytest.raises(RuntimeError, match="Multiple sample sites named 'mu'"):
         compile_model(with_site("mu", lambda: dist.Normal(0.0, 1.0)), Y, batch_size=batch_size)
+
+
+def test_forgotten_labels_are_named_before_the_discrete_site_that_they_leave() -> None:
+    with pytest.raises(DiscreteSiteError, match=r"^The model's 'y' is None: pass it in data.* Site 'obs' is Bernoulli"):
+        compile_model(lambda x, y=None: logistic(x, y), {"x": X})
 
 
 def test_a_model_may_be_partial() -> None:
