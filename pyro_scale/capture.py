@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyro_scale.floating import write_out_types
-from pyro_scale.graph import simplify
+from pyro_scale.graph import simplify, undecided_shape
 
 logger = logging.getLogger("pyro_scale")
 
@@ -64,6 +64,8 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Fu
             graph = make_fx(functionalize(flat))(*(leaves[i] for i in where))
     except Exception as error:  # torch raises a dozen types here, and a user's model any
         raise CaptureError(_first_line(error)) from error
+    if operation := undecided_shape(graph):
+        raise CaptureError(f"the shape of a result of {operation} depends on values")
     write_out_types(graph)
     simplify(graph, {k: leaves[i] for k, i in enumerate(where) if owners[i] in fixed})
 

@@ -48,13 +48,27 @@ def simplify(module: fx.GraphModule, known: Mapping[int, Tensor]) -> None:
         elif (value := _constant(node, values)) is not None:
             values[node] = values[_replaced(module, node, value)] = value
     module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
     module.recompile()
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_buffers() if name not in used]:
+        delattr(module, name)
+
+
+def undecided_shape(module: fx.GraphModule) -> str | None:
+    """The first operation whose result's shape depends on values and not on shapes alone, if there is one."""
+    for node in module.graph.nodes:
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        indices = [argument.meta.get("val") for argument in node.all_input_nodes[1:]]
+        masks = [index for index in indices if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)]
+        if node.target is not aten.index.Tensor or masks:
+            return str(node.target)
+    return None
 
 
 def _constant(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """The node's value if no unknown input enters it, otherwise None."""
-    if node.target in FILLED:  # only the shape of its argument enters, and shapes do not change
+    if node.target in FILLED:  # only the shape of its argument enters, which `undecided_shape` keeps from changing
         like = node.meta["val"]
         return torch.full(like.shape, FILLED[node.target], dtype=like.dtype, device=like.device)
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

@@ -101,6 +101,11 @@ class FromPosition(LatentSource):
         transform = bijection(msg)
         if self.generator is not None:
             self._fill(msg, torch.Size(transform.inverse_shape(msg["fn"].shape())))
+        if msg["name"] not in self.position:
+            raise ModelError(
+                f"The model draws different sites on different runs: '{msg['name']}' came, and was not there before. "
+                "Every run must visit the same sites; use a mask or a mixture in place of a branch."
+            )
         unconstrained = self.position[msg["name"]]
         value = transform(unconstrained)
         _check_shape(msg, value)

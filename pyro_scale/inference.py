@@ -79,6 +79,7 @@ def infer(
         ArgumentError, DataError, ModelError, MinibatchError, StartError: before any sampling; see `compile_model`.
         NonFiniteError: a chain met NaN or infinity; its `posterior` holds the draws made until then.
         StoppedError: the callback stopped the run before the first draw.
+        Exception: what the callback or, in mid-run, the model raises; its `posterior` holds the draws made until then.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -123,6 +124,11 @@ def _result(compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains,
         assert posterior is not None
         return posterior
     message = f"The run ended early: {chains.ending.reason}"
+    if (error := chains.ending.error) is not None:
+        error.posterior = posterior  # type: ignore[attr-defined]
+        if posterior is not None:
+            logger.error("%s. The error's `posterior` holds %d draws a chain.", message, num_draws)
+        raise error
     if chains.ending.failed:
         drawn = f"This error's `posterior` holds the draws made before: {num_draws} a chain." if num_draws else ""
         raise NonFiniteError(f"{message} {drawn}".strip(), posterior)

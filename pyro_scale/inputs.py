@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -116,11 +117,12 @@ def _evaluated(kernel: Kernel, num_steps: int, device: torch.device) -> Settings
     name = type(kernel).__name__
     assert kernel.step_size is not None
 
-    def column(setting: str, value: float | Schedule) -> Tensor:
+    def column(setting: str, value: float | Schedule, largest: float = math.inf) -> Tensor:
         schedule = as_schedule(name, setting, value)
         if not callable(value):
             return torch.full((num_steps + 1,), schedule(0), dtype=torch.float64, device=device)
-        values = [check_number(name, f"{setting}({step})", schedule(step)) for step in range(num_steps)]
+        values = [check_number(name, f"{setting}({step})", schedule(step), below=largest) for step in range(num_steps)]
         return torch.tensor([*values, values[-1]], dtype=torch.float64, device=device)
 
-    return Settings(column("step_size", kernel.step_size), column("temperature", kernel.temperature))
+    largest = getattr(kernel, "max_step_size", math.inf)
+    return Settings(column("step_size", kernel.step_size, largest), column("temperature", kernel.temperature))

@@ -98,14 +98,15 @@ class Run:
             if self.collected.num_steps == self.plan.num_steps:
                 break
             if stop:
-                return Ending(f"stopped by the callback after {self._steps_done}", failed=False)
+                return Ending(f"stopped by the callback after {self.steps_done}")
             self.chains = after
             self.collected.add(after.position, info.clamped)
         self.step += self.inputs.chunk_steps
         return None
 
     @property
-    def _steps_done(self) -> str:
+    def steps_done(self) -> str:
+        """In words."""
         return f"{self.collected.num_steps} of {self.plan.num_steps} steps"
 
     def _one_by_one(self) -> Tensor:
@@ -129,7 +130,7 @@ class Run:
         bad = [name for name, leaf in here.items() if not torch.isfinite(leaf).all()]
         reason = f"the position of site {names_of(bad)} is not finite" if bad else self.compiled.blame(here, batch)
         return Ending(
-            f"after {self._steps_done} chain {chain} is not finite: {reason}. The usual cause is a step_size too "
+            f"after {self.steps_done} chain {chain} is not finite: {reason}. The usual cause is a step_size too "
             f"large for the curvature: it is {float(settings.step_size):g} here; try a tenth of it, or standardise "
             "the covariates.",
             failed=True,
@@ -137,10 +138,11 @@ class Run:
 
 
 class Ending(NamedTuple):
-    """Why a run ended early, and whether by a value that is not finite rather than by somebody's wish."""
+    """Why a run ended early: by a value that is not finite, by an error in the model or callback, or by a wish."""
 
     reason: str
-    failed: bool
+    failed: bool = False
+    error: Exception | None = None
 
 
 class Chains(NamedTuple):
@@ -212,7 +214,9 @@ def _to_the_end(run: Run, reporter: Reporter) -> Ending | None:
     except KeyboardInterrupt:
         if not run.collected.draws:
             raise
-        return Ending(f"interrupted after {run.collected.num_steps} of {run.plan.num_steps} steps", failed=False)
+        return Ending(f"interrupted after {run.steps_done}")
+    except Exception as error:  # of the model or the callback: the draws are not its fault
+        return Ending(f"{type(error).__name__} after {run.steps_done}", error=error)
     finally:
         reporter.close()
     return None

@@ -102,7 +102,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "views": lambda x: x[1:].flip(0) * x.reshape(-1)[:-1],
     "in place": in_place,
     "scatter": lambda x: torch.zeros(5, dtype=x.dtype).index_add_(0, torch.tensor([0, 0, 1, 2, 4]), x),
-    "rows found by value": lambda x: x[x > 0].sum(),
     "constant result": lambda x: {"x": x, "one": torch.ones(2), "number": 2.5},
     "nested result": lambda x: [(x, {"a": x + 1}), x.sum()],
     "factorisation": lambda x: torch.linalg.cholesky(x[:, None] * x + torch.eye(5, dtype=x.dtype)),

@@ -71,11 +71,16 @@ class SGHMC:
         if self.step_size is None:
             return
         first = as_schedule("SGHMC", "step_size", self.step_size, positive=True)(0)
-        if first * self.friction > 1 + 1e-12:  # 0.029 * (1000 / 29) is above 1 by rounding
+        if first > self.max_step_size:
             raise ArgumentError(
                 f"SGHMC: step_size * friction is {first * self.friction:g}; it must be at most 1, since "
                 "1 - step_size * friction is the share of momentum that a step keeps. Lower one of them."
             )
+
+    @property
+    def max_step_size(self) -> float:
+        """1 / friction: a larger step would turn the momentum around."""
+        return (1 + 1e-12) / self.friction  # 0.029 * (1000 / 29) is above 1 by rounding
 
     def bind(self, target: LogPosterior, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
