@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,10 +105,10 @@ class CompiledModel:
         self.num_data = data.num_data
         self.sites: dict[str, Site] = structure.sites
         self._whole_only = structure.minibatch_error is not None
-        locals_exist = any(site.local for site in self.sites.values())
-        needs_all = self._whole_only or (batch_size is None and locals_exist)
         few = torch.arange(min(FEW_ROWS, self.num_data), device=data.device)
-        self._rows = data.rows if needs_all else data.take(few)
+        self._few = data.rows if self._whole_only else data.take(few)
+        locals_exist = any(site.local for site in self.sites.values())
+        self._rows = data.rows if batch_size is None and locals_exist else self._few
 
     def __call__(self, position: Position, batch: Batch) -> Tensor:
         """`log_posterior`: the model is a target for kernels."""
@@ -185,13 +185,18 @@ class CompiledModel:
             if site.name in outputs and site.rows is not None
         }
 
-    def constrain(self, position: Position) -> dict[str, Tensor]:
+    def constrain(self, position: Position, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Values of the latent sites in the model's own space, and of the deterministic sites that do not follow rows.
 
-        Full batch includes those that follow the rows.
+        Full batch includes those that follow the rows. `names` are those that are wanted, among `kept`.
         """
-        found = self._run(position, self._rows).sites
-        return {name: found[name]["value"] for name in self.kept}
+        names = self.kept if names is None else names
+        found = self._run(position, self._rows_for(names)).sites
+        return {name: found[name]["value"] for name in names}
+
+    def rows_run(self, names: Sequence[str]) -> int:
+        """How many rows the model runs on to `constrain` these sites."""
+        return len(next(iter(self._rows_for(names).values())))
 
     @property
     def kept(self) -> list[str]:
@@ -238,6 +243,9 @@ class CompiledModel:
         found = run(self.model, self.data, rows, FromPosition(position))
         check_sites(self.sites.keys(), found)
         return found
+
+    def _rows_for(self, names: Sequence[str]) -> Mapping[str, Tensor]:
+        return self._rows if any(self.sites[name].local for name in names) else self._few
 
     def _over_rows(self) -> list[Site]:
         return [site for site in self.structure.of_kind("observed") if site.rows is not None]

@@ -19,6 +19,8 @@ from pyro_scale.types import Position
 logger = logging.getLogger("pyro_scale")
 
 BLOCK_NUMBERS = 2**24
+ROW_NUMBERS = 2**22
+"""At most so many numbers of positions are evaluated side by side, and so many draws times rows of the data."""
 
 
 def constrain(compiled: CompiledModel, positions: list[Position], keep: tuple[str, ...]) -> dict[str, Tensor]:
@@ -30,22 +32,41 @@ def constrain(compiled: CompiledModel, positions: list[Position], keep: tuple[st
     rows = tree.map(lambda leaf: leaf.flatten(0, 1), stacked)
 
     def kept(position: Position) -> dict[str, Tensor]:
-        values = compiled.constrain(position)
-        return {name: values[name] for name in keep}
+        return compiled.constrain(position, keep)
 
-    values = over_draws(kept, rows)
+    values = over_draws(kept, rows, num_rows=compiled.rows_run(keep))
     return tree.map(lambda leaf: leaf.unflatten(0, (num_chains, num_draws)), values)
 
 
-def over_draws(function: Callable[[Position], Any], draws: Position, randomness: str = "error") -> Any:
-    """`function` of every draw along the leading axis: vectorised in blocks of bounded memory, or one by one."""
-    block = max(1, BLOCK_NUMBERS // max(1, tree.size(draws) // len(next(iter(draws.values())))))
+def over_draws(
+    function: Callable[[Position], Any], draws: Position, randomness: str = "error", *, num_rows: int = 1
+) -> Any:
+    """`function` of every draw along the leading axis: vectorised in blocks of bounded memory, or one by one.
+
+    `num_rows` are those that the function runs the model on, whose memory grows with them.
+    """
+    numbers = tree.size(draws) // len(next(iter(draws.values())))
+    block = max(1, min(BLOCK_NUMBERS // max(1, numbers), ROW_NUMBERS // num_rows))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # still faster than one by one
         try:
-            return vmap(function, randomness=randomness, chunk_size=block)(draws)
+            return _in_blocks(vmap(function, randomness=randomness), draws, block)
         except RuntimeError as error:
             logger.info("Draws are handled one by one: %s", str(error).splitlines()[0])
         num_draws = len(next(iter(draws.values())))
         results = [function(tree.map(lambda leaf, i=i: leaf[i], draws)) for i in range(num_draws)]
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def _in_blocks(function: Callable[[Position], Any], draws: Position, block: int) -> Any:
+    """As `vmap(chunk_size=block)`, which holds all results twice when it joins them."""
+    num_draws = len(next(iter(draws.values())))
+    results: Any = None
+    for start in range(0, num_draws, block):
+        part = function(tree.map(lambda leaf, start=start: leaf[start : start + block], draws))
+        if block >= num_draws:
+            return part
+        if results is None:
+            results = pytree.tree_map(lambda leaf: leaf.new_empty((num_draws, *leaf.shape[1:])), part)
+        pytree.tree_map(lambda whole, leaf, start=start: whole[start : start + block].copy_(leaf), results, part)
+    return results
