@@ -178,6 +178,8 @@ WITHOUT_MODE: dict[str, tuple[Any, dict[str, Tensor]]] = {
     ),
     "collinear": (flat_gaussian, {"x": X[:, [0, 0]], "y": Y}),
     "collinear in other units": (flat_gaussian, {"x": X[:, [0, 1, 0]] * torch.tensor([1.0, 1.0, 1e6]), "y": Y}),
+    "dependent": (flat_gaussian, {"x": torch.stack([X[:, 0], X[:, 1], X[:, 0] + 3 * X[:, 1]], 1), "y": Y}),
+    "dependent, logistic": (flat_logistic, {"x": torch.cat([X, X @ torch.ones(3, 1).double()], 1), "y": LABELS}),
     "a column of zeros": (flat_gaussian, {"x": X * torch.tensor([1.0, 0.0, 1.0]), "y": Y}),
     "no curvature": (quartic, {"y": Y}),
 }

@@ -132,11 +132,18 @@ def exact_loo() -> float:
     return total
 
 
+def columns_first(y: Tensor) -> None:
+    """The rows lie on the second axis of what is observed."""
+    mu = pyro.sample("mu", normal(DIM))
+    with pyro.plate("columns", DIM, dim=-2), pyro.plate("data", len(y), dim=-1):
+        pyro.sample("obs", dist.Normal(mu[:, None], 1.0), obs=y.T)
+
+
 def test_rows_name_the_axis_of_log_likelihoods_that_are_summed_over_columns() -> None:
-    case = next(case for case in CASES if case.name == "nested plates")
-    fitted = spread_posterior(case.model, case.data, constants=case.constants)
-    fitted.add_groups("log_likelihood")
+    fitted = spread_posterior(columns_first, {"y": X})
+    fitted.add_groups("log_likelihood", "posterior_predictive")
     assert group(fitted, "log_likelihood")["obs"].dims == ("chain", "draw", "data")
+    assert group(fitted, "posterior_predictive")["obs"].dims == ("chain", "draw", "columns", "data")
 
 
 def test_predictive_and_prior_groups() -> None:
