@@ -10,7 +10,7 @@ import pandas as pd
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
 
-COLUMNS = ["mean", "sd", "mean_error", "mcse", "sd_ratio", "ess_bulk", "r_hat", "ess_per_s"]
+COLUMNS = ["mean", "sd", "mean_error", "mcse", "z", "sd_ratio", "ess_bulk", "r_hat", "seconds", "ess_per_s"]
 
 
 def compare(*posteriors: Posterior, reference: Posterior | None = None) -> pd.DataFrame:
@@ -27,9 +27,11 @@ def compare(*posteriors: Posterior, reference: Posterior | None = None) -> pd.Da
         mean, sd: of the draws.
         mean_error: mean minus the reference's mean, in reference sds; at "all" the largest in absolute value.
         mcse: Monte Carlo standard error of mean_error, that of the reference included, in reference sds.
+        z: mean_error / mcse; beyond 3 or so it is more than chance. At "all" the largest in absolute value.
         sd_ratio: sd / reference sd; at "all" the one farthest from 1.
         ess_bulk, r_hat: of ArviZ; R-hat is NaN for a single chain.
-        ess_per_s: ess_bulk over the seconds of the run, capture included; at "all" of the smallest ESS.
+        seconds: of the whole run, compilation included.
+        ess_per_s: ess_bulk / seconds; at "all" of the smallest ESS.
 
     Raises:
         ArgumentError: nothing to compare, or no parameter in common.
@@ -91,15 +93,18 @@ def _judge(table: pd.DataFrame, base: pd.DataFrame, posterior: Posterior, *, is_
     out["sd_ratio"] = table["sd"] / base["sd"]
     variance = base["mcse_mean"] ** 2 + (0 if is_base else table["mcse_mean"] ** 2)
     out["mcse"] = np.sqrt(variance) / base["sd"]
-    seconds = sum(posterior.timing.values()) or float("nan")
-    out["ess_per_s"] = out["ess_bulk"] / seconds
+    out["z"] = out["mean_error"] / out["mcse"]
+    out["seconds"] = sum(posterior.timing.values()) or float("nan")
+    out["ess_per_s"] = out["ess_bulk"] / out["seconds"]
     worst = _farthest(out["mean_error"].abs())
     total = {
         "mean_error": out.loc[worst, "mean_error"],
         "mcse": out.loc[worst, "mcse"],
+        "z": out.loc[_farthest(out["z"].abs()), "z"],
         "sd_ratio": out.loc[_farthest(out["sd_ratio"].sub(1).abs()), "sd_ratio"],
         "ess_bulk": out["ess_bulk"].min(),
         "r_hat": out["r_hat"].max(),
+        "seconds": out["seconds"].iloc[0],
         "ess_per_s": out["ess_per_s"].min(),
     }
     return pd.concat([out, pd.DataFrame({"all": total}).T])

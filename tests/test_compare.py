@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
 
-COLUMNS = ["mean", "sd", "mean_error", "mcse", "sd_ratio", "ess_bulk", "r_hat", "ess_per_s"]
+COLUMNS = ["mean", "sd", "mean_error", "mcse", "z", "sd_ratio", "ess_bulk", "r_hat", "seconds", "ess_per_s"]
 CYCLE = torch.tensor([-1.0, 1.0, 1.0, -1.0] * 25, dtype=torch.float64)
 """Mean 0, and sd 1 but for the divisor."""
 SD = math.sqrt(200 / 199)  # of two such chains
@@ -88,6 +88,7 @@ def test_sizes_and_speeds_are_those_of_arviz_and_of_the_whole_time() -> None:
     assert "w[1]" not in table.index.get_level_values("parameter")  # the reference lacks it
     assert row["ess_bulk"] == pytest.approx(float(az.ess(first.numpy())))
     assert row["r_hat"] == pytest.approx(float(az.rhat(first.numpy())))
+    assert row["seconds"] == worst["seconds"] == 8.0
     assert row["ess_per_s"] == pytest.approx(row["ess_bulk"] / 8.0)
     both = compare(made("fast", w=torch.stack([first, second], -1)), made("other", w=torch.stack([first, first], -1)))
     worst = both.loc[("fast", "all")]
@@ -150,7 +151,7 @@ def test_a_parameter_that_does_not_vary_is_no_obstacle() -> None:
     assert table.loc[("fast", "all"), "mean_error"] == pytest.approx(0.5 / SD)
     assert math.isnan(table.loc[("fast", "one"), "sd_ratio"])
     only = compare(made("fast", one=constant), reference=made("exact", one=constant))
-    assert only.loc[("fast", "all")].drop(["ess_bulk", "ess_per_s"]).isna().all()
+    assert only.loc[("fast", "all")].drop(["ess_bulk", "seconds", "ess_per_s"]).isna().all()
 
 
 def test_draws_of_every_type() -> None:
@@ -188,3 +189,13 @@ def test_what_cannot_be_compared(name: str) -> None:
     posteriors, named, message = BAD[name]
     with pytest.raises(ArgumentError, match=message):
         compare(*posteriors, **named)
+
+
+def test_errors_are_told_in_their_standard_errors() -> None:
+    mu, nu = noise(4, 200, seed=3), noise(4, 200, seed=4)
+    table = compare(made("fast", mu=mu + 0.01, nu=nu - 1.0), reference=made("exact", mu=mu, nu=nu))
+    judged = table.loc["fast"]
+    assert judged.loc["nu", "z"] == pytest.approx(judged.loc["nu", "mean_error"] / judged.loc["nu", "mcse"])
+    assert judged.loc["nu", "z"] < -15
+    assert abs(judged.loc["mu", "z"]) < 3
+    assert judged.loc["all", "z"] == judged.loc["nu", "z"]
