@@ -1,4 +1,4 @@
-"""Checks of whole numbers and seeds, and seeds derived from one."""
+"""Checks of whole numbers, batch sizes and seeds, and seeds derived from one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ def check_count(name: str, value: object, least: int, most: int | None = None, m
         return int(value)
     wanted = f"of at least {least}" if most is None else f"from {least} to {most}{meaning}"
     raise ArgumentError(f"{name} is {value!r}; it must be a whole number {wanted}.")
+
+
+def check_batch_size(batch_size: object, num_data: int) -> None:
+    """Raises `ArgumentError` unless `batch_size` is None or a whole number of rows from 1 to N."""
+    if batch_size is None or (_is_whole(batch_size) and 1 <= batch_size <= num_data):
+        return
+    raise ArgumentError(
+        f"batch_size is {batch_size!r}; it must be a whole number from 1 to the {num_data} rows of data, or None for "
+        "all of them."
+    )
 
 
 def check_seed(seed: object, otherwise: str = "") -> int:

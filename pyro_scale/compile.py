@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_scale.checks import check_seed
+from pyro_scale.checks import check_batch_size, check_seed
 from pyro_scale.data import Data, Model, names_of, read
 from pyro_scale.errors import ArgumentError, MinibatchError
 from pyro_scale.first_runs import check_sites
@@ -71,17 +70,6 @@ def compile_model(
     size = None if batch_size is None or batch_size == table.num_data else int(batch_size)
     generator = torch.Generator().manual_seed(0 if seed is None else check_seed(seed, ", or None"))
     return CompiledModel(model, table, describe(model, table, size, generator), size)
-
-
-def check_batch_size(batch_size: object, num_data: int) -> None:
-    """Raises `ArgumentError` unless `batch_size` is None or a whole number of rows from 1 to N."""
-    whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
-    if batch_size is None or (whole and 1 <= batch_size <= num_data):  # type: ignore[operator]
-        return
-    raise ArgumentError(
-        f"batch_size is {batch_size!r}; it must be a whole number from 1 to the {num_data} rows of data, or None for "
-        "all of them."
-    )
 
 
 class CompiledModel:
