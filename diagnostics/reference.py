@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
@@ -84,58 +85,59 @@ def nuts(
     References:
         Hoffman & Gelman (2014), The no-U-turn sampler, JMLR 15.
     """
-    check_count("num_samples", num_samples, 1)
-    check_count("num_chains", num_chains, 1)
-    warmup_steps = num_samples if warmup_steps is None else warmup_steps
-    check_count("warmup_steps", warmup_steps, 0)
+    num_samples = check_count("num_samples", num_samples, 1)
+    num_chains = check_count("num_chains", num_chains, 1)
+    warmup_steps = check_count("warmup_steps", num_samples if warmup_steps is None else warmup_steps, 0)
     _check_sampler(sampler, warmup_steps)
     seed = checked_seed(seed)
     seeds = derived_seeds(seed, 2 + 2 * num_chains)
-    began = time.perf_counter()
+    clock = [time.perf_counter()]
     compiled = compile_model(model, data, constants=constants, seed=seeds[0])
+    clock.append(time.perf_counter())
     chain_seeds = seeds[2 : 2 + num_chains]
     coordinates = find_coordinates(compiled, [compiled.initial_position(each) for each in chain_seeds], seeds[1])
     potential = _potential(compiled, coordinates)
     starts = [_start(potential, center, each) for center, each in zip(coordinates.centers, chain_seeds, strict=True)]
-    captured = time.perf_counter()
+    clock.append(time.perf_counter())
     potential.calls = 0
     chain = pyro_chain if sampler == "pyro" else nutpie_chain
-    runs = _run_chains(
-        [partial(chain, potential, *pair) for pair in zip(starts, seeds[2 + num_chains :], strict=True)],
-        num_samples,
-        warmup_steps,
-        progress,
-    )
-    timing = {"capture": captured - began, "sample": time.perf_counter() - captured}
+    chains = [partial(chain, potential, *pair) for pair in zip(starts, seeds[2 + num_chains :], strict=True)]
+    runs = _run_chains(chains, num_samples, warmup_steps, progress)
+    clock.append(time.perf_counter())
     stats = {name: torch.stack([run.stats[name] for run in runs]) for name in runs[0].stats}
-    if diverging := int(stats["diverging"].sum()):
-        logger.warning(
-            "%d of %d NUTS draws diverged: the posterior has a corner that they may miss. Reparametrise the model "
-            "(non-centred groups) before you take this as a reference.",
-            diverging,
-            stats["diverging"].numel(),
-        )
-    settings = {
-        "method": f"NUTS ({sampler})",
-        "seed": seed,
-        "num_chains": len(runs),
-        "num_samples": num_samples,
-        "warmup_steps": warmup_steps,
-        "thinning": 1,
-        "batch_size": None,
-        "num_data": compiled.num_data,
-        "dtype": str(compiled.data.dtype).removeprefix("torch."),
-        "whitened": coordinates.whitened is not None,
-    }
+    _tell_of_divergences(stats["diverging"])
+    draws = _constrained(compiled, coordinates, torch.stack([run.draws for run in runs]))
+    clock.append(time.perf_counter())
     return Posterior(
-        _constrained(compiled, coordinates, torch.stack([run.draws for run in runs])),
+        draws,
         sample_stats=stats,
         num_steps=round(potential.calls / len(runs)),
         step_size=float(stats["step_size"][:, -1].mean()),
-        timing=timing,
-        settings=settings,
+        timing=dict(zip(("compile", "capture", "sample", "constrain"), np.diff(clock).tolist(), strict=True)),
+        settings={
+            "method": f"NUTS ({sampler})",
+            "seed": seed,
+            "num_chains": len(runs),
+            "num_samples": num_samples,
+            "warmup_steps": warmup_steps,
+            "thinning": 1,
+            "batch_size": None,
+            "num_data": compiled.num_data,
+            "dtype": str(compiled.data.dtype).removeprefix("torch."),
+            "whitened": coordinates.whitened is not None,
+        },
         compiled=compiled,
     )
+
+
+def _tell_of_divergences(diverging: Tensor) -> None:
+    if count := int(diverging.sum()):
+        logger.warning(
+            "%d of %d NUTS draws diverged: the posterior has a corner that they may miss. Reparametrise the model "
+            "(non-centred groups) before you take this as a reference.",
+            count,
+            diverging.numel(),
+        )
 
 
 def _run_chains(chains: Sequence[Callable[..., Run]], num_samples: int, warmup_steps: int, progress: bool) -> list[Run]:
@@ -194,7 +196,7 @@ def _constrained(compiled: CompiledModel, coordinates: Coordinates, draws: Tenso
     def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
         return compiled.constrain(coordinates.position(draw["vector"]))
 
-    values = over_draws(one, {"vector": draws.flatten(0, 1)})
+    values = over_draws(one, {"vector": draws.flatten(0, 1)}, num_rows=compiled.rows_run(compiled.kept))
     return {name: value.unflatten(0, draws.shape[:2]) for name, value in values.items()}
 
 

@@ -61,7 +61,7 @@ def prior_draws(compiled: CompiledModel, seed: int) -> Group:
 
     try:
         with seeded(seed, compiled.data.device):
-            drawn = over_draws(one, {"": torch.zeros(PRIOR_DRAWS)}, randomness="different")
+            drawn = over_draws(one, {"": torch.zeros(PRIOR_DRAWS)}, "different", num_rows=compiled.num_data)
     except NotImplementedError as error:
         raise ArgumentError(f"The prior cannot be drawn from: {error} An improper prior has no draws.") from error
     return arrays({name: value.unsqueeze(0) for name, value in drawn.items()})
