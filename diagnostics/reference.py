@@ -20,17 +20,16 @@ from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError, StartError
+from pyro_scale.handlers import near_zero
 from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Reporter
+from pyro_scale.starts import ATTEMPTS
 from pyro_scale.types import Batch
 
 from .coordinates import Coordinates, find_coordinates
 from .samplers import Potential, Run, nutpie_chain, pyro_chain
 
 logger = logging.getLogger("pyro_scale")
-
-START_ATTEMPTS = 100
-START_RADIUS = 2.0
 
 
 def nuts(
@@ -177,16 +176,12 @@ def _potential(compiled: CompiledModel, coordinates: Coordinates) -> Potential:
 def _start(potential: Potential, center: Tensor, seed: int) -> Tensor:
     """Uniform within 2 of the center in every coordinate, tried until it is finite; nearer after every attempt."""
     generator = torch.Generator().manual_seed(seed)
-    radius = START_RADIUS
-    for _ in range(START_ATTEMPTS):
-        uniform = 2 * torch.rand(center.shape, generator=generator, dtype=torch.float64, device="cpu") - 1
-        vector = center + (radius * uniform).to(center)
-        gradient, value = potential.evaluate(vector)
-        if torch.isfinite(value) and torch.isfinite(gradient).all():
+    for attempt in range(ATTEMPTS):
+        vector = center + 0.95**attempt * near_zero(center.shape, generator, center)
+        if torch.isfinite(potential.evaluate(vector)[1]):
             return vector
-        radius *= 0.95
     raise StartError(
-        f"No start with a finite log density in {START_ATTEMPTS} attempts. Check that the prior allows the data."
+        f"No start with a finite log density in {ATTEMPTS} attempts. Check that the prior allows the data."
     )
 
 

@@ -58,13 +58,6 @@ class Info(NamedTuple):
     clamped: Tensor
 
 
-class State(Protocol):
-    """What a kernel's next step needs; a NamedTuple."""
-
-    @property
-    def position(self) -> Position: ...
-
-
 @dataclass(frozen=True)
 class BoundKernel:
     """A kernel's settings joined to a target: three pure functions.
