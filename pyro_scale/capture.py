@@ -8,12 +8,12 @@ values cannot be recorded, and one that reads state outside its arguments must n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -30,7 +30,54 @@ class CaptureError(Exception):
     """A function cannot be recorded; the message says why."""
 
 
-def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Function:
+class Recorded:
+    """A function as a graph of tensor operations; takes and returns what the function does.
+
+    Attributes:
+        graph: of the tensors among the arguments, in their order, to the list of tensors in the result. What it
+            needs beside them is among its buffers.
+        where: places of the tensors among the leaves of the arguments.
+        structure: of the result.
+    """
+
+    def __init__(self, graph: fx.GraphModule, where: Sequence[int], structure: Any) -> None:
+        self.graph = graph
+        self.where = where
+        self.structure = structure
+
+    def tensors(self, arguments: tuple[Any, ...]) -> list[Tensor]:
+        """What the graph takes."""
+        given = pytree.tree_leaves(arguments)
+        return [given[i] for i in self.where]
+
+    def result(self, leaves: Sequence[Tensor]) -> Any:
+        """What the function returns, from what the graph does."""
+        return pytree.tree_unflatten(leaves, self.structure)
+
+    def __call__(self, *arguments: Any) -> Any:
+        with torch.no_grad():
+            return self.result(self.graph(*self.tensors(arguments)))
+
+
+class Step(NamedTuple):
+    """A function over all chains, and how it runs.
+
+    Attributes:
+        function: of arguments whose mapped ones have a leading chain axis.
+        how: as "captured" or "eager, chain by chain".
+        recorded: the graph, if there is one.
+        apart: whether the graph is of one chain, without the chain axis, and serves one after another.
+        reason: why it is not recorded, if it is not.
+    """
+
+    function: Function
+    how: str
+    recorded: Recorded | None
+    apart: bool
+    reason: str = ""
+
+
+def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Recorded:
     """Records `function` at example arguments; the result takes arguments of the same structure, shapes and types.
 
     Args:
@@ -68,18 +115,16 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Fu
         raise CaptureError(f"the shape of a result of {operation} depends on values")
     write_out_types(graph)
     simplify(graph, {k: leaves[i] for k, i in enumerate(where) if owners[i] in fixed})
-
-    def captured(*arguments: Any) -> Any:
-        given = pytree.tree_leaves(arguments)
-        with torch.no_grad():
-            return pytree.tree_unflatten(graph(*(given[i] for i in where)), out_spec[0])
-
-    return captured
+    return Recorded(graph, where, out_spec[0])
 
 
 def fastest(
-    function: Function, mapped: tuple[bool, ...], *example: Any, fixed: Collection[int] = ()
-) -> tuple[Function, str]:
+    function: Function,
+    mapped: tuple[bool, ...],
+    *example: Any,
+    fixed: Collection[int] = (),
+    apart: bool = False,
+) -> Step:
     """The quickest way that works to run a function of one chain over all chains.
 
     Tried in order: vectorised over chains and captured; vectorised; captured, chain by chain; chain by chain. What
@@ -90,48 +135,55 @@ def fastest(
         mapped: for each argument, whether its tensors have a leading chain axis.
         example: the arguments for all chains.
         fixed: positions of arguments that are the same in every call.
-
-    Returns:
-        The function over all chains, and how it runs, as in "captured" or "eager, chain by chain".
+        apart: chain by chain even if it can be vectorised: for one chain, or chains that are large.
     """
-    axes = tuple(_axes(argument, yes) for argument, yes in zip(example, mapped, strict=True))
-    vectorised = vmap(function, in_dims=axes)
-    try:
-        with torch.no_grad():
-            expected = vectorised(*example)
-    except Exception as error:  # whatever vmap cannot do; what is the model's own fault is raised below
-        one_chain = _chain(0, mapped, example)
-        with torch.no_grad():
-            expected = function(*one_chain)
-        chosen, how, reason = _recorded(function, one_chain, expected, fixed)
-        reasons = [f"The model cannot be vectorised over chains: {_first_line(error)}.", *reason]
-        logger.info("Chains run one after another, %s. %s", how, " ".join(reasons))
-        return torch.no_grad()(partial(_chain_by_chain, chosen, mapped)), f"{how}, chain by chain"
-    chosen, how, reason = _recorded(vectorised, example, expected, fixed)
-    if reason:
-        logger.info("Steps run through Pyro's handlers. %s", reason[0])
-    # a model that holds parameters would otherwise tie every step to all the ones before
-    return torch.no_grad()(chosen), how
+    one_chain = _chain(0, mapped, example)
+    if not apart:
+        axes = tuple(_axes(argument, yes) for argument, yes in zip(example, mapped, strict=True))
+        vectorised = vmap(function, in_dims=axes)
+        try:
+            with torch.no_grad():
+                expected = vectorised(*example)
+        except Exception as error:  # whatever vmap cannot do; what is the model's own fault is raised below
+            unmappable = f"The model cannot be vectorised over chains: {_first_line(error)}."
+        else:
+            recorded, reason = _recorded(vectorised, example, expected, fixed)
+            if reason:
+                logger.info("Steps run through Pyro's handlers. %s", reason)
+            # a model that holds parameters would otherwise tie every step to all the ones before
+            chosen = torch.no_grad()(recorded or vectorised)
+            return Step(chosen, "captured" if recorded else "eager", recorded, False, reason)
+    with torch.no_grad():
+        expected = function(*one_chain)
+    recorded, reason = _recorded(function, one_chain, expected, fixed)
+    how = "captured" if recorded else "eager"
+    if not apart:
+        logger.info("Chains run one after another, %s. %s", how, f"{unmappable} {reason}".strip())
+    elif reason:
+        logger.info("Steps run through Pyro's handlers. %s", reason)
+    one_by_one = torch.no_grad()(partial(_chain_by_chain, recorded or function, mapped))
+    return Step(one_by_one, how if _num_chains(mapped, example) == 1 else f"{how}, chain by chain", recorded, True, reason)
 
 
 def record_or_keep(function: Function, *example: Any, fixed: Collection[int] = ()) -> tuple[Function, str]:
     """The recorded function and "captured"; or the function itself and "eager", with a log line that says why."""
-    chosen, how, reason = _recorded(function, example, function(*example), fixed)
+    recorded, reason = _recorded(function, example, function(*example), fixed)
     if reason:
-        logger.info("The log posterior runs through Pyro's handlers. %s", reason[0])
-    return chosen, how
+        logger.info("The log posterior runs through Pyro's handlers. %s", reason)
+    return recorded or function, "captured" if recorded else "eager"
 
 
 def _recorded(
     function: Function, example: tuple[Any, ...], expected: Any, fixed: Collection[int]
-) -> tuple[Function, str, list[str]]:
+) -> tuple[Recorded | None, str]:
+    """The graph and "", or None and why there is none."""
     try:
-        captured = record(function, *example, fixed=fixed)
+        recorded = record(function, *example, fixed=fixed)
     except CaptureError as error:
-        return function, "eager", [f"Capture failed: {error}."]
-    if not _agree(captured(*example), expected):
-        return function, "eager", ["The captured graph gives other values: the model reads outside state."]
-    return captured, "captured", []
+        return None, f"Capture failed: {error}."
+    if not _agree(recorded(*example), expected):
+        return None, "The captured graph gives other values: the model reads outside state."
+    return recorded, ""
 
 
 def _axes(argument: Any, mapped: bool) -> Any:
@@ -150,16 +202,20 @@ def _chain(index: int, mapped: tuple[bool, ...], arguments: tuple[Any, ...]) -> 
 
 
 def _chain_by_chain(function: Function, mapped: tuple[bool, ...], *arguments: Any) -> Any:
-    first = mapped.index(True)
-    tensors = (leaf for leaf in pytree.tree_leaves(arguments[first]) if isinstance(leaf, Tensor))
-    num_chains = len(next(tensors))
-    results = [function(*_chain(index, mapped, arguments)) for index in range(num_chains)]
+    results = [function(*_chain(index, mapped, arguments)) for index in range(_num_chains(mapped, arguments))]
+    if len(results) == 1:  # a view: the chain may be large
+        return pytree.tree_map(lambda leaf: torch.as_tensor(leaf).unsqueeze(0), results[0])
     return pytree.tree_map(lambda *leaves: torch.stack([torch.as_tensor(leaf) for leaf in leaves]), *results)
 
 
 def _agree(one: Any, other: Any) -> bool:
     pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
     return all(_close(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+
+
+def _num_chains(mapped: tuple[bool, ...], arguments: tuple[Any, ...]) -> int:
+    first = arguments[mapped.index(True)]
+    return len(next(leaf for leaf in pytree.tree_leaves(first) if isinstance(leaf, Tensor)))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,16 +64,34 @@ class Plan:
         return [step for step in after_warmup if self.sampling(step - 1)]
 
     @cached_property
-    def _draws_after(self) -> frozenset[int]:
+    def kept_steps(self) -> Sequence[int]:
+        """Numbers of steps after which the position is kept, in order."""
+        warmup = range(self.thinning, self.warmup_steps + 1, self.thinning) if self.save_warmup else ()
         available = len(self.sampling_steps)
         places = (available * number // self.num_samples - 1 for number in range(1, self.num_samples + 1))
-        return frozenset(self.sampling_steps[place] for place in places)
+        return [*warmup, *(self.sampling_steps[place] for place in places)]
+
+    def kept_within(self, first: int, last: int) -> Sequence[int]:
+        """Those of `kept_steps` beyond `first`, up to and with `last`."""
+        return self.kept_steps[bisect_right(self.kept_steps, first) : bisect_right(self.kept_steps, last)]
 
     def kept_after(self, step: int) -> bool:
         """Whether the position after this many steps is kept."""
-        if step <= self.warmup_steps:
-            return self.save_warmup and step > 0 and step % self.thinning == 0
-        return step in self._draws_after
+        return bool(self.kept_within(step - 1, step))
+
+
+class Taken(NamedTuple):
+    """What many steps leave beside the state.
+
+    Attributes:
+        log_posterior: where each step started, `(num_steps, num_chains)`.
+        clamped: as in `Info`, `(num_steps, num_chains)`.
+        kept: positions in the kernel's coordinates, `(num_kept, num_chains, *site)`.
+    """
+
+    log_posterior: Tensor
+    clamped: Tensor
+    kept: Position
 
 
 class Moments(NamedTuple):
@@ -168,6 +187,36 @@ class Collected:
         self.num_steps += 1
         self.clamped += clamped.cpu()
         self.waiting = position() if self.plan.kept_after(self.num_steps) else None
+
+
+    def took(self, taken: Taken, ends: Sequence[int], finite: int, model_position: Callable[[Position], Position]) -> list[str]:
+        """Many steps were taken, of which the first `finite` started from a finite log posterior.
+
+        Args:
+            taken: what they left.
+            ends: after how many of them a position may be kept, in order.
+            finite: how many count.
+            model_position: of one in the kernel's coordinates.
+
+        Returns:
+            Names as `settle` does.
+        """
+        before = self.num_steps
+        values = taken.log_posterior.unbind()
+        kept = {name: leaf.unbind() for name, leaf in taken.kept.items()}
+        if finite > 0 and (bad := self.settle(values[0])):
+            return bad
+        for place, end in enumerate(ends):
+            if end > finite or not self.plan.kept_after(before + end):
+                continue
+            self.num_steps = before + end
+            self.waiting = model_position({name: positions[place] for name, positions in kept.items()})
+            if end < finite and (bad := self.settle(values[end])):
+                return bad
+        moved = min(finite, self.plan.num_steps - before)
+        self.num_steps = before + moved
+        self.clamped += taken.clamped[:moved].sum(0).cpu()
+        return []
 
 
 class Ending(NamedTuple):

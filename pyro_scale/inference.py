@@ -12,6 +12,7 @@ import torch
 
 from pyro_scale.checks import check_count, checked_seed, derived_seeds
 from pyro_scale.collected import Chains, Plan
+from pyro_scale.choice import JitCompile
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model, names_of
 from pyro_scale.errors import ArgumentError, NonFiniteError, StoppedError
@@ -44,6 +45,7 @@ def infer(
     dtype: torch.dtype | None = None,
     keep: Sequence[str] | None = None,
     save_warmup: bool = False,
+    jit_compile: JitCompile = "auto",
     progress: bool = True,
     callback: Callback | None = None,
 ) -> Posterior:
@@ -89,8 +91,8 @@ def infer(
         callback: called with a `Progress` a few times a second; returning True stops the run and keeps its draws.
 
     Returns:
-        The posterior. Ctrl-C returns what has been drawn so far. Its `timing` adds up to the call: "compile" (until
-        the chains have starts), "capture", "sample" and "constrain" (from positions to draws).
+        The posterior. Ctrl-C returns what has been drawn so far. Its `timing` adds up to the call: "prepare" (until
+        the chains have starts), "capture", "compile", "sample" and "constrain" (from positions to draws).
 
     Raises:
         ArgumentError, DataError, ModelError, MinibatchError, StartError: before any sampling; see `compile_model`.
@@ -134,9 +136,9 @@ def infer(
     plan = Plan(num_samples, warmup_steps, thinning, num_chains, _kept(compiled, keep), save_warmup, sampling)
     start = initial_positions(compiled, initial, seeds[3:])
     ready = time.perf_counter()
-    chains = run_chains(compiled, kernel, plan, start, seeds[1:3], progress=progress, callback=callback)
+    chains = run_chains(compiled, kernel, plan, start, seeds[1:3], progress=progress, callback=callback, jit_compile=jit_compile)
     constraining = time.perf_counter() - ready - sum(chains.seconds.values())  # all that is left after the last step
-    seconds = {"compile": ready - began, **chains.seconds, "constrain": constraining}
+    seconds = {"prepare": ready - began, **chains.seconds, "constrain": constraining}
     started = list(initial) if isinstance(initial, Mapping) else initial
     return _result(compiled, kernel, plan, chains._replace(seconds=seconds), {"seed": seed, "initial": started})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,18 +28,19 @@ class Chunk(NamedTuple):
         indices: rows of the minibatches, `(num_steps, num_chains, batch_size)`; None in full batch and for a loader.
         noise: tree of standard normals, `(num_steps, num_chains, *shape)`.
         settings: those of the steps, `(num_steps,)` each; fewer where the run ends before the chunk does.
+        length: number of steps.
     """
 
     indices: Tensor | None
     noise: Noise
     settings: Settings
+    length: int
 
-    def steps(self) -> Iterator[tuple[Tensor | None, Noise, Settings]]:
-        """Inputs of one step after another, for as long as there are settings."""
-        for i in range(len(self.settings.step_size)):
-            noise = {name: leaf[i] for name, leaf in self.noise.items()} if self.noise else ()
-            indices = None if self.indices is None else self.indices[i]
-            yield indices, noise, Settings(*(column[i] for column in self.settings))
+    def step(self, number: int) -> tuple[Tensor | None, Noise, Settings]:
+        """Inputs of one step."""
+        noise = {name: leaf[number] for name, leaf in self.noise.items()} if self.noise else ()
+        indices = None if self.indices is None else self.indices[number]
+        return indices, noise, Settings(*(column[number] for column in self.settings))
 
 
 class Inputs:
@@ -87,7 +88,7 @@ class Inputs:
         settings = Settings(*(column[start : start + self.chunk_steps] for column in self.settings))
         noise = self.noise(self.chunk_steps, self.num_chains)
         indices = None if self.batches is None else self.batches.draw(self.chunk_steps).to(self.device)
-        return Chunk(indices, noise, settings)
+        return Chunk(indices, noise, settings, self.chunk_steps)
 
     def state(self) -> dict[str, Tensor]:
         """States of the generators, and where the permutations of the rows are."""

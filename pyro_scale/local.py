@@ -106,8 +106,8 @@ class Table:
         return type(after)(*map(put, state, after))
 
     def copied(self, state: Any) -> Any:
-        """A state that steps to come do not write to."""
-        return self._over(state, lambda leaf, axis: leaf.clone()) if self.axes else state
+        """A state of its own, that steps to come do not write to."""
+        return pytree.tree_map(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), state)
 
     def check(self, kernel: Any, whole: Any, part: Any) -> None:
         """Raises `MinibatchError` where a kernel's state has something beside trees by site that follows the rows.

@@ -13,16 +13,22 @@ from torch.func import vmap
 
 from pyro_scale import tree
 from pyro_scale.arriving import arriving_at
-from pyro_scale.capture import fastest
+from pyro_scale.capture import Step, fastest
+from pyro_scale.choice import Choice, JitCompile
 from pyro_scale.collected import Chains, Collected, Ending, Plan, RunningMoments
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.draws import constrain, over_draws
-from pyro_scale.inputs import Inputs
+from pyro_scale.inputs import Chunk, Inputs
 from pyro_scale.local import Table
+from pyro_scale.loop import Loop
 from pyro_scale.progress import Callback, Reporter
 from pyro_scale.starts import LinAlgError
-from pyro_scale.types import Batch, Kernel, Position, Settings
+from pyro_scale.types import Batch, Kernel, Noise, Position, Settings
+
+
+LARGE = 100_000
+"""Chains of more coordinates run one after another: side by side, their gradients would all be in memory."""
 
 
 class RunState(NamedTuple):
@@ -48,10 +54,17 @@ class Run:
         plan: how long to run and what to keep.
         start: position of every chain: leaves with a leading chain axis.
         seeds: of the noise and of the minibatches.
+        jit_compile: whether steps run as native loops; "auto" where that repays.
     """
 
     def __init__(
-        self, compiled: CompiledModel, kernel: Kernel, plan: Plan, start: Position, seeds: Sequence[int]
+        self,
+        compiled: CompiledModel,
+        kernel: Kernel,
+        plan: Plan,
+        start: Position,
+        seeds: Sequence[int],
+        jit_compile: JitCompile = False,
     ) -> None:
         self.compiled = compiled
         self.plan = plan
@@ -73,13 +86,18 @@ class Run:
         moved = self.table.rows(self.chains, indices)
         if self.table.axes:
             self.table.check(kernel, self.chains, vmap(bound.init)(moved.position, noise))
+        apart = plan.num_chains == 1 or tree.size(one) > LARGE
 
-        def recorded(batch: Batch) -> tuple[Any, str]:
-            return fastest(bound.update, mapped, moved, batch, noise, settings, fixed=every_step_the_same)
+        def recorded(batch: Batch) -> Step:
+            arguments = (moved, batch, noise, settings)
+            return fastest(bound.update, mapped, *arguments, fixed=every_step_the_same, apart=apart)
 
-        self.update, self.how = recorded(self.batch)
+        self.recorded = recorded(self.batch)
+        self.update = self.recorded.function
         if self.arriving is not None:
-            self.arriving.expect(self.batch, self.update, lambda batch: recorded(batch)[0])
+            self.arriving.expect(self.batch, self.update, lambda batch: recorded(batch).function)
+        self.loop: Loop | None = None
+        self.choice = Choice(jit_compile, self.recorded)
 
     def _collected(self, num_steps: int = 0, waiting: Position | None = None) -> Collected:
         compiled = self.compiled
@@ -117,29 +135,85 @@ class Run:
         The step after the last one only evaluates the log posterior of the last draw.
         """
         chunk = self.inputs.draw(self.step)
-        for indices, noise, settings in chunk.steps():
-            if indices is not None:
-                self.batch = self.compiled.batch(indices)
-            elif self.arriving is not None:
-                self.batch, self.update = self.arriving.next()
-            try:
-                moved = self.table.rows(self.chains, indices)
-                after, info = self.update(moved, self.batch, noise, settings)
-            except LinAlgError:  # a matrix of the model is no longer positive definite
-                return self._not_finite(self._one_by_one(), settings)
-            if not torch.isfinite(info.log_posterior).all():
-                return self._not_finite(info.log_posterior, settings)
-            if bad := self.collected.settle(info.log_posterior):  # in rows that are not in the batch
-                return self._diverged(f"a value of site {names_of(bad)}", settings)
+        num_steps, done = len(chunk.settings.step_size), 0
+        while done < num_steps:
+            if self.loop is None and self.choice.compiles(self.plan.num_steps - self.step - done):
+                self._compile(chunk)
+            take = self._one_step if self.loop is None else self._many_steps
+            began = time.perf_counter()
+            taken, ending = take(chunk, done)
+            self.choice.took(taken, time.perf_counter() - began)
             stop = reporter.update(self.collected.num_steps, len(self.collected.draws))
-            if self.collected.num_steps == self.plan.num_steps:
-                break
-            if stop:
+            if ending is not None:
+                return ending
+            if stop and self.collected.num_steps < self.plan.num_steps:
                 return Ending(f"stopped by the callback after {self.steps_done}")
-            self.chains = self.table.write(self.chains, after, indices)
-            self.collected.add(self.position, info.clamped)
+            done += taken
         self.step += self.inputs.chunk_steps
         return None
+
+    def _compile(self, chunk: Chunk) -> None:
+        columns = None if chunk.indices is None else self.compiled.data.rows
+        self.chains = self.table.copied(self.chains)  # a loop writes to it
+        left_out = () if self.collected.moments is None else self.collected.moments.left_out
+        arguments = (self.recorded, self.table, self.chains, chunk, self.batch, columns, left_out)
+        self.loop = self.choice.compiled(lambda: Loop(*arguments))
+
+    def _one_step(self, chunk: Chunk, number: int) -> tuple[int, Ending | None]:
+        """One step of a chunk, by the recorded function: the steps taken, and why the run ends if it does."""
+        indices, noise, settings = chunk.step(number)
+        if indices is not None:
+            self.batch = self.compiled.batch(indices)
+        elif self.arriving is not None:
+            self.batch, self.update = self.arriving.next()
+        return 1, self._step(indices, noise, settings)
+
+    def _step(self, indices: Tensor | None, noise: Noise, settings: Settings) -> Ending | None:
+        try:
+            moved = self.table.rows(self.chains, indices)
+            after, info = self.update(moved, self.batch, noise, settings)
+        except LinAlgError:  # a matrix of the model is no longer positive definite
+            return self._not_finite(self._one_by_one(), settings)
+        if not torch.isfinite(info.log_posterior).all():
+            return self._not_finite(info.log_posterior, settings)
+        if bad := self.collected.settle(info.log_posterior):  # in rows that are not in the batch
+            return self._diverged(f"a value of site {names_of(bad)}", settings)
+        if self.collected.num_steps < self.plan.num_steps:
+            self.chains = self.table.write(self.chains, after, indices)
+            self.collected.add(self.position, info.clamped)
+        return None
+    def _many_steps(self, chunk: Chunk, first: int) -> tuple[int, Ending | None]:
+        """As `_one_step`, of as many steps as one call of the native loop takes."""
+        assert self.loop is not None
+        if self.arriving is not None:
+            self.batch, self.update = self.arriving.next()
+            if len(self.batch.indices) != self.loop.batch_size:
+                indices, noise, settings = chunk.step(first)
+                return 1, self._step(indices, noise, settings)
+        ends = self._segments(chunk, first)
+        taken = self.loop.take(self.chains, chunk, self.batch, first, ends)
+        finite = torch.isfinite(taken.log_posterior).all(1)
+        good = int(finite.long().cumprod(0).sum())
+        bad = self.collected.took(taken, [end - first for end in ends], good, self.table.position)
+        settings = chunk.step(first + min(good, len(finite) - 1))[2]
+        if bad:
+            return good, self._diverged(f"a value of site {names_of(bad)}", settings)
+        if good < len(finite):
+            if chunk.indices is not None:
+                self.batch = self.compiled.batch(chunk.indices[first + good])
+            return good, self._not_finite(taken.log_posterior[good], settings)
+        return len(finite), None
+
+    def _segments(self, chunk: Chunk, first: int) -> list[int]:
+        """Numbers of steps in the chunk before which the native loop stops to keep a position; the last ends it."""
+        assert self.loop is not None
+        last = min(len(chunk.settings.step_size), first + self.choice.steps_a_call)
+        if self.arriving is not None:
+            last = first + 1
+        ends = [step - self.step for step in self.plan.kept_within(self.step + first, self.step + last)]
+        if len(ends) >= self.loop.most_kept:
+            return ends[: self.loop.most_kept]
+        return ends if ends and ends[-1] == last else [*ends, last]
 
     def position(self) -> Position:
         """Where all chains are, in the model's unconstrained coordinates; steps to come do not write to it."""
@@ -190,17 +264,18 @@ def run_chains(
     *,
     progress: bool = True,
     callback: Callback | None = None,
+    jit_compile: JitCompile = False,
 ) -> Chains:
     """Runs all chains from `start`, whose leaves have a leading chain axis.
 
     The run ends early, keeping its draws, when a value is not finite, the callback says so, or on Ctrl-C.
     """
     began = time.perf_counter()
-    run = Run(compiled, kernel, plan, start, seeds)
+    run = Run(compiled, kernel, plan, start, seeds, jit_compile)
     seconds = {"capture": time.perf_counter() - began}
     began = time.perf_counter()
     ending = _to_the_end(run, Reporter(plan.num_steps, progress, callback))
-    seconds["sample"] = time.perf_counter() - began
+    seconds |= {"compile": run.choice.seconds, "sample": time.perf_counter() - began - run.choice.seconds}
     kept = run.collected
     values = [log_posterior for _, log_posterior in kept.draws]
     return Chains(
@@ -210,7 +285,7 @@ def run_chains(
         moments=kept.moments.result() if kept.moments is not None else {},
         num_steps=kept.num_steps,
         clamped=kept.clamped,
-        how=run.how,
+        how=run.choice.how,
         seconds=seconds,
         step_size=float(run.inputs.settings.step_size[max(0, kept.num_steps - 1)]),
         ending=ending,

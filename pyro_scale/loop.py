@@ -1,0 +1,224 @@
+"""Steps of a chunk as one loop of native code, which gathers its minibatches and keeps draws by itself.
+
+A loop turns over the positions to be kept, and within it one over the steps that lead to each, so that nothing is
+copied that is not kept. States are written in place. A chain whose log posterior is not finite stands still from
+there on, so that what stopped it can be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_scale.capture import Step
+from pyro_scale.collected import Taken
+from pyro_scale.inputs import Chunk
+from pyro_scale.local import Table
+from pyro_scale.native import Inlined, compile_native, repeated
+from pyro_scale.types import Batch, Info, Settings
+
+KEPT_NUMBERS = 2**22
+"""A call keeps positions of at most so many numbers, unless one alone has more."""
+
+
+class Arguments(NamedTuple):
+    """What the loop is called with: a tree of tensors, of all chains or of one.
+
+    Attributes:
+        counters: the first step, how many segments, and before which step each ends.
+        state: of the kernel; written to.
+        rows: data argument -> all rows, of which a step gathers its own; or those of every step.
+        indices: rows of each step, `(num_steps, num_chains, n)`; without gathering `(n,)`.
+        noise, settings: of each step, `(num_steps, ...)`.
+        moving: whether a chain moves, `(num_chains,)`.
+        taken: where results go.
+        constants: of the recorded step.
+    """
+
+    counters: tuple[Tensor, Tensor, Tensor]
+    state: Any
+    rows: dict[str, Tensor]
+    indices: Tensor
+    noise: Any
+    settings: Tensor
+    moving: Tensor
+    taken: Taken
+    constants: dict[str, Tensor]
+
+
+class Loop:
+    """The compiled loop of a run; every call takes arguments of the shapes of the first.
+
+    Args:
+        step: a recorded step.
+        table: which part of the state a batch moves.
+        state: of all chains.
+        chunk: inputs of a first chunk.
+        batch: of a first step.
+        columns: data argument -> all rows, of which each step gathers its batch; None where batches are handed over.
+        left_out: sites whose positions are not kept.
+
+    Raises:
+        NativeError: it cannot be compiled.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        table: Table,
+        state: Any,
+        chunk: Chunk,
+        batch: Batch,
+        columns: dict[str, Tensor] | None,
+        left_out: Collection[str] = (),
+    ) -> None:
+        assert step.recorded is not None
+        self.recorded = step.recorded
+        self.table = table
+        self.columns = columns
+        self.scale = batch.scale
+        self.batch_size = batch.indices.shape[-1]
+        self.apart = step.apart
+        self.inlined = Inlined(self.recorded)
+        self.collected = [name for name in state.position if name not in left_out]
+        self.num_chains = len(next(iter(state.position.values())))
+        numbers = sum(state.position[name].numel() for name in self.collected)
+        self.most_kept = max(1, min(chunk.length, KEPT_NUMBERS // max(1, numbers)))
+        arguments = self._arguments(state, chunk, batch, 0, [1])
+        leaves, self.structure = pytree.tree_flatten(self._parts(arguments)[0])
+        self.compiled = compile_native(self._native, leaves)
+
+    def take(self, state: Any, chunk: Chunk, batch: Batch, first: int, ends: Sequence[int]) -> Taken:
+        """Takes steps of a chunk, writing to the state.
+
+        Args:
+            state: of all chains.
+            chunk: inputs of the steps.
+            batch: that of every step, unless each gathers its own.
+            first: number of the first step in the chunk.
+            ends: numbers of the steps before which a position is kept, at most `most_kept`; the last also ends it all.
+        """
+        arguments = self._arguments(state, chunk, batch, first, ends)
+        for part in self._parts(arguments):
+            self.compiled(pytree.tree_leaves(part))
+        log_posterior, clamped, kept = arguments.taken
+        kept = {name: leaf[: len(ends)] for name, leaf in kept.items()}
+        if len(ends) < self.most_kept:  # the rest need not stay in memory
+            kept = {name: leaf.clone() for name, leaf in kept.items()}
+        return Taken(log_posterior[first : ends[-1]], clamped[first : ends[-1]], kept)
+
+    def _arguments(self, state: Any, chunk: Chunk, batch: Batch, first: int, ends: Sequence[int]) -> Arguments:
+        like = next(iter(state.position.values()))
+        padded = [*ends, *[ends[-1]] * (self.most_kept - len(ends))]
+        steps = (chunk.length, self.num_chains)
+        settings = torch.stack(tuple(chunk.settings), 1)
+        settings = torch.cat([settings, settings[-1:].expand(chunk.length - len(settings), -1)])
+        return Arguments(
+            counters=(torch.tensor(first), torch.tensor(len(ends)), torch.tensor(padded)),
+            state=state,
+            rows=batch.data if self.columns is None else self.columns,
+            indices=batch.indices if self.columns is None else chunk.indices,
+            noise=chunk.noise,
+            settings=settings,
+            moving=like.new_ones(self.num_chains, dtype=torch.bool),
+            taken=Taken(
+                like.new_empty(steps),
+                like.new_empty(steps, dtype=torch.long),
+                {name: _room(state.position[name], self.most_kept) for name in self.collected},
+            ),
+            constants=self.inlined.constants,
+        )
+
+    def _parts(self, arguments: Arguments) -> list[Arguments]:
+        """The arguments of all chains, or of one after another, where the step is of one."""
+        return [self._chain(arguments, i) for i in range(self.num_chains)] if self.apart else [arguments]
+
+    def _chain(self, arguments: Arguments, chain: int) -> Arguments:
+        def narrow(axis: int) -> Any:
+            return lambda leaf: leaf.narrow(axis, chain, 1)
+
+        return arguments._replace(
+            state=pytree.tree_map(narrow(0), arguments.state),
+            indices=arguments.indices if self.columns is None else narrow(1)(arguments.indices),
+            noise=pytree.tree_map(narrow(1), arguments.noise),
+            moving=narrow(0)(arguments.moving),
+            taken=pytree.tree_map(narrow(1), arguments.taken),
+        )
+
+    def _native(self, *leaves: Tensor) -> list[Tensor]:
+        """What is compiled."""
+        first, num_segments, ends = pytree.tree_unflatten(leaves, self.structure).counters
+
+        def within_run(segment: Tensor, step: Tensor, num_segments: Tensor, *rest: Tensor) -> Tensor:
+            return segment < num_segments
+
+        def advance(segment: Tensor, step: Tensor, num_segments: Tensor, ends: Tensor, *leaves: Tensor) -> Any:
+            arguments = pytree.tree_unflatten([step, num_segments, ends, *leaves], self.structure)
+            moved = repeated(within_segment, move, [step], [_at(ends, segment), *leaves])
+            for name, leaf in arguments.taken.kept.items():
+                leaf.index_put_((segment,), arguments.state.position[name])
+            return segment + 1, *moved
+
+        def within_segment(step: Tensor, end: Tensor, *rest: Tensor) -> Tensor:
+            return step < end
+
+        def move(step: Tensor, end: Tensor, *leaves: Tensor) -> Any:
+            self._move(step, pytree.tree_unflatten([step, end, end, *leaves], self.structure))
+            return (step + 1,)
+
+        start = torch.zeros((), dtype=torch.long)
+        return list(repeated(within_run, advance, [start, first], [num_segments, ends, *leaves[3:]]))
+
+    def _move(self, step: Tensor, given: Arguments) -> None:
+        """One step: writes state and results."""
+        rows = None if self.columns is None else _at(given.indices, step)
+        if rows is None:
+            batch = Batch(given.rows, given.indices, self.scale)
+        else:
+            batch = Batch({name: value[rows] for name, value in given.rows.items()}, rows, self.scale)
+        before = self.table.rows(given.state, rows)
+        noise = pytree.tree_map(lambda leaf: _at(leaf, step), given.noise)
+        settings = Settings(*_at(given.settings, step).unbind())
+        after, info = self._stepped(given.constants, before, batch, noise, settings)
+        moving = given.moving & torch.isfinite(info.log_posterior)
+
+        def where_moving(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(moving.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+        after = self.table.write(given.state, pytree.tree_map(where_moving, after, before), rows)
+        for old, new in zip(pytree.tree_leaves(given.state), pytree.tree_leaves(after), strict=True):
+            if new is not old:
+                old.copy_(new)
+        given.moving.copy_(moving)
+        given.taken.log_posterior.index_put_((step,), info.log_posterior)
+        given.taken.clamped.index_put_((step,), info.clamped)
+
+    def _stepped(
+        self, constants: dict[str, Tensor], state: Any, batch: Batch, noise: Any, settings: Settings
+    ) -> tuple[Any, Info]:
+        def one(tree: Any) -> Any:
+            return pytree.tree_map(lambda leaf: leaf.squeeze(0) if isinstance(leaf, Tensor) else leaf, tree)
+
+        if self.apart:
+            state, noise = one(state), one(noise)
+            batch = batch if self.columns is None else one(batch)
+        tensors = self.recorded.tensors((state, batch, noise, settings))
+        result = self.recorded.result(self.inlined(constants, tensors))
+        if self.apart:
+            result = pytree.tree_map(lambda leaf: leaf.unsqueeze(0), result)
+        after, info = result
+        return after, info
+
+
+def _at(tensor: Tensor, index: Tensor) -> Tensor:
+    """The entry at a 0-d index that is known in the loop only; indexing by brackets would ask for its value."""
+    result: Tensor = torch.ops.aten.index.Tensor(tensor, [index])
+    return result
+
+
+def _room(leaf: Tensor, number: int) -> Tensor:
+    return leaf.new_empty((number, *leaf.shape))

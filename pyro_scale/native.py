@@ -1,0 +1,150 @@
+"""Functions of tensors compiled to native code by Inductor. All that is taken from torch's private interfaces is here.
+
+These may change with any version of torch. Whatever goes wrong in them, an import included, is a `NativeError`, and
+callers go on without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_scale.capture import Recorded
+
+aten: Any = torch.ops.aten
+
+Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
+
+MOST_NODES = 20_000
+"""Larger graphs are not compiled: it would take the better part of an hour."""
+
+
+class NativeError(Exception):
+    """A function cannot be compiled; the message says why."""
+
+
+def compile_native(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> Compiled:
+    """Compiles a function of tensors, which may write to them; its result takes a list of tensors, which it empties.
+
+    The tensors of every call have the shapes, strides and types of the example.
+
+    Raises:
+        NativeError: no C++ compiler, an operation that cannot be lowered, a graph that is too large, another torch.
+
+    Example:
+        >>> compiled = compile_native(lambda x: [x.sin() + 1], [torch.zeros(3)])
+        >>> compiled([torch.zeros(3)])[0]
+        tensor([1., 1., 1.])
+    """
+    try:
+        return _compiled(function, [tensor.detach() for tensor in example])
+    except NativeError:
+        raise
+    except Exception as error:  # of a dozen types, from torch and from the C++ compiler
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise NativeError(f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}") from error
+
+
+def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> Compiled:
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.virtualized import V
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
+    with torch.no_grad():
+        graph = make_fx(function, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*fakes)
+        if (count := _num_nodes(graph)) > MOST_NODES:
+            raise NativeError(f"the graph has {count} operations, more than {MOST_NODES}")
+        on_cpu = all(tensor.device.type == "cpu" for tensor in example)
+        with V.set_fake_mode(mode), tracing(TracingContext(mode)), config.patch(fx_graph_cache=False):
+            compiled = compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)
+    return torch.no_grad()(compiled)
+
+
+def repeated(
+    test: Callable[..., Tensor], body: Callable[..., Sequence[Tensor]], carried: Sequence[Tensor], fixed: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Within a function to compile: `body` over and over, while `test` of the same arguments says so.
+
+    Args:
+        test: returns a 0-d boolean.
+        body: returns the next `carried`; it may write to `fixed`.
+        carried: tensors that change from one turn to the next.
+        fixed: tensors that both see too.
+    """
+    from torch._higher_order_ops.while_loop import while_loop_op
+
+    result: Sequence[Tensor] = while_loop_op(test, body, tuple(carried), tuple(fixed))
+    return result
+
+
+class Inlined:
+    """A recorded graph, as part of a function to compile.
+
+    Attributes:
+        constants: those of its constants that must be handed over; others are written into the code.
+    """
+
+    def __init__(self, recorded: Recorded) -> None:
+        self.graph = recorded.graph
+        buffers = dict(self.graph.named_buffers())
+        self.numbers = {name: _number(value) for name, value in buffers.items()}
+        self.constants = {name: value for name, value in buffers.items() if self.numbers[name] is None}
+
+    def __call__(self, constants: Mapping[str, Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the graph does."""
+        result: list[Tensor] = _Interpreter(self.graph, constants, self.numbers).run(*tensors)
+        return result
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule, constants: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+        self.constants = constants
+        self.numbers = numbers
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target in self.constants:
+            return self.constants[target]
+        value = super().get_attr(target, args, kwargs)
+        if not isinstance(value, Tensor):
+            return value
+        return torch.full(value.shape, self.numbers[target], dtype=value.dtype, device=value.device)
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node.target is aten._linalg_check_errors.default:
+            self._failures_to_nan(node.all_input_nodes[0])
+            return None
+        return super().run_node(node)
+
+    def _failures_to_nan(self, info: fx.Node) -> None:
+        """Instead of an error that stops a loop, NaN in every matrix that a decomposition failed for."""
+        (source,) = info.all_input_nodes
+        for node in source.users:
+            value = self.env.get(node)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                failed = self.env[info] != 0
+                failed = failed.reshape(*failed.shape, *(1,) * (value.ndim - failed.ndim))
+                self.env[node] = torch.where(failed, torch.nan, value)
+
+
+def _number(value: Tensor) -> Any:
+    """What all entries of a constant are, if they are equal."""
+    if value.numel() == 0:
+        return None
+    first = value.flatten()[0]
+    return first.item() if bool((value == first).all()) else None
+
+
+def _num_nodes(graph: fx.GraphModule) -> int:
+    modules = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
+    return sum(len(module.graph.nodes) for module in modules)
