@@ -6,6 +6,7 @@ callers go on without.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,9 @@ def compile_native(function: Callable[..., Sequence[Tensor]], example: Sequence[
         tensor([1., 1., 1.])
     """
     try:
-        return _compiled(function, [tensor.detach() for tensor in example])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is deprecated within torch
+            return _compiled(function, [tensor.detach() for tensor in example])
     except NativeError:
         raise
     except Exception as error:  # of a dozen types, from torch and from the C++ compiler
