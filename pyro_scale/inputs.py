@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import torch
@@ -15,14 +16,25 @@ from pyro_scale.loaders import Streamed
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import Kernel, Noise, Schedule, Settings, Shapes
 
-CHUNK_STEPS = 256
-CHUNK_NUMBERS = 2**22
-CHUNK_INDICES = 2**25
-"""At most so many steps, so many normals and so many indices of rows are drawn ahead, of all chains."""
+CHUNK_STEPS = 2**13
+"""At most so many steps are drawn at a time: thousands, since a compiled step of a small model takes microseconds."""
+
+CHUNK_BYTES = 2**24
+"""At most so many bytes of noise, and of indices, unless one step takes more.
+
+A chunk is two of these at most, and two chunks are held. Memory of this size is used again by the next chunk, where
+more of it would be handed back to the system and cleared in between, which takes longer than to draw normals.
+"""
+
+AHEAD_BYTES = 2**28
+"""Where one step takes more noise or indices, as with tens of millions of weights, no second chunk is held."""
+
+GROUP = 16
+"""Torch makes so many normals at a time: steps in multiples of it take the same numbers in chunks of any length."""
 
 
 class Chunk(NamedTuple):
-    """Inputs of consecutive steps, each tensor with a leading step axis.
+    """Inputs of consecutive steps, each tensor contiguous and with a leading step axis.
 
     Attributes:
         indices: rows of the minibatches, `(num_steps, num_chains, batch_size)`; None in full batch and for a loader.
@@ -44,9 +56,20 @@ class Chunk(NamedTuple):
 
 
 class Inputs:
-    """Everything random that steps take, drawn ahead in chunks from two generators.
+    """Everything random that steps take, drawn in chunks from two generators, one chunk ahead in a second thread.
 
-    The length of a chunk depends on the shapes alone, so that the numbers do not depend on how steps are run.
+    The length of a chunk depends on shapes and on the length of the run alone. On a CPU the numbers do not depend on
+    the length of the run: a longer one with the same seeds goes on where a shorter one ends.
+
+    Args:
+        compiled: the model.
+        kernel: whose settings, or schedules of them, the chunks carry.
+        shapes: of the noise of a step of one chain.
+        num_chains: number of chains.
+        num_steps: length of the run; its last step is followed by one that only evaluates.
+        seeds: of the noise and of the minibatches.
+        warmup_steps: during which the kernel may adapt itself.
+        ahead: whether the next chunk is drawn while the steps of the present one run.
     """
 
     def __init__(
@@ -58,9 +81,11 @@ class Inputs:
         num_steps: int,
         seeds: Sequence[int],
         warmup_steps: int = 0,
+        ahead: bool = True,
     ) -> None:
         self.shapes: Shapes = shapes or {}
         self.num_chains = num_chains
+        self.num_steps = num_steps
         self.dtype, self.device = compiled.data.dtype, compiled.data.device
         self.noise_generator = torch.Generator(self.device).manual_seed(seeds[0])
         size = compiled.batch_size
@@ -69,39 +94,81 @@ class Inputs:
             rows_generator = torch.Generator().manual_seed(seeds[1])
             self.batches = Permutations(compiled.num_data, size, num_chains, rows_generator)
         self.settings = _evaluated(kernel, num_steps, warmup_steps, self.device)
-        numbers = num_chains * (sum(shape.numel() for shape in self.shapes.values()))
-        indices = num_chains * (size or 0)
-        self.chunk_steps = min(CHUNK_STEPS, CHUNK_NUMBERS // max(1, numbers), CHUNK_INDICES // max(1, indices))
-        self.chunk_steps = max(1, self.chunk_steps)
+        numbers = num_chains * sum(shape.numel() for shape in self.shapes.values())
+        step_bytes = max(numbers * self.dtype.itemsize, num_chains * (size or 0) * torch.long.itemsize)
+        self.chunk_steps = _chunk_steps(step_bytes, num_steps + 1)
+        self.ahead = ahead and step_bytes <= AHEAD_BYTES
+        self.thread: ThreadPoolExecutor | None = None
+        self.next: Future[tuple[Noise, Tensor | None]] | None = None
+        self.before_next: dict[str, Tensor] = {}
 
     def noise(self, *leading: int, shapes: Any = None) -> Noise:
         """Standard normals for every site, with the given leading axes; `shapes` are those of a step unless given."""
-        shapes = self.shapes if shapes is None else shapes
-        drawn = {}
-        for name, shape in shapes.items() if shapes else ():
-            size = (*leading, *shape)
-            drawn[name] = torch.randn(size, generator=self.noise_generator, dtype=self.dtype, device=self.device)
-        return drawn if shapes else ()
+        self._forget_next()
+        return self._noise(*leading, shapes=self.shapes if shapes is None else shapes)
 
     def draw(self, start: int) -> Chunk:
         """The next chunk of inputs; the settings are those of step `start` and the ones after it."""
-        settings = Settings(*(column[start : start + self.chunk_steps] for column in self.settings))
-        noise = self.noise(self.chunk_steps, self.num_chains)
-        indices = None if self.batches is None else self.batches.draw(self.chunk_steps).to(self.device)
-        return Chunk(indices, noise, settings, self.chunk_steps)
+        noise, indices = self._draw() if self.next is None else self.next.result()
+        self.next = None
+        if self.device.type != "cpu":
+            noise = self._noise(self.chunk_steps, self.num_chains, shapes=self.shapes)
+        end = start + self.chunk_steps
+        if self.ahead and end <= self.num_steps:
+            if self.thread is None:
+                self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pyro_scale.inputs")
+            self.before_next = self._state()
+            self.next = self.thread.submit(self._draw)
+        indices = None if indices is None else indices.to(self.device)
+        return Chunk(indices, noise, Settings(*(column[start:end] for column in self.settings)), self.chunk_steps)
 
     def state(self) -> dict[str, Tensor]:
-        """States of the generators, and where the permutations of the rows are."""
+        """States of the generators, and where the permutations of the rows are, after the chunks handed out."""
+        return self._state() if self.next is None else self.before_next
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes back to a state."""
+        self._forget_next()
+        self.noise_generator.set_state(state["noise"])
+        if self.batches is not None:
+            self.batches.restore(state)
+
+    def close(self) -> None:
+        """Ends the second thread, when it has drawn its chunk; whoever draws again starts another."""
+        self._forget_next()
+        if self.thread is not None:
+            self.thread.shutdown()
+            self.thread = None
+
+    def _draw(self) -> tuple[Noise, Tensor | None]:
+        """What of a chunk the CPU draws. Other devices run after the calls that ask for it anyway."""
+        on_cpu = self.device.type == "cpu"
+        noise = self._noise(self.chunk_steps, self.num_chains, shapes=self.shapes) if on_cpu else ()
+        return noise, None if self.batches is None else self.batches.draw(self.chunk_steps)
+
+    def _noise(self, *leading: int, shapes: Any) -> Noise:
+        if not shapes:
+            return ()
+        sizes = [math.prod(leading[1:]) * shape.numel() for shape in shapes.values()]
+        # in one piece, step after step: the numbers of a step then do not depend on how many follow it
+        numbers = torch.randn(
+            leading[0], sum(sizes), generator=self.noise_generator, dtype=self.dtype, device=self.device
+        )
+        leaves = zip(shapes.items(), numbers.split(sizes, 1), strict=True)
+        return {name: leaf.reshape(*leading, *shape).contiguous() for (name, shape), leaf in leaves}
+
+    def _state(self) -> dict[str, Tensor]:
         state = {"noise": self.noise_generator.get_state()}
         if self.batches is not None:
             state |= self.batches.state()
         return state
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Goes back to a state."""
-        self.noise_generator.set_state(state["noise"])
-        if self.batches is not None:
-            self.batches.restore(state)
+    def _forget_next(self) -> None:
+        """Waits for the second thread and goes back to where the generators were before it."""
+        if self.next is not None:
+            wait([self.next])
+            self.next = None
+            self.restore(self.before_next)
 
     def example(self) -> tuple[Tensor | None, Noise, Settings]:
         """Inputs of one step that use up no random number: rows 0, 1, ..., and noise of 0."""
@@ -114,6 +181,12 @@ class Inputs:
             rows = torch.arange(self.batches.batch_size, device=self.device)
             indices = rows.expand(self.num_chains, -1)
         return indices, noise if self.shapes else (), Settings(*(column[0] for column in self.settings))
+
+
+def _chunk_steps(step_bytes: int, num_steps: int) -> int:
+    """A power of two: runs of many lengths share a compiled loop, which is compiled for the length of a chunk."""
+    most = min(CHUNK_STEPS, max(1, CHUNK_BYTES // max(1, step_bytes)))
+    return min(1 << (most.bit_length() - 1), max(GROUP, 1 << (num_steps - 1).bit_length()))
 
 
 def _evaluated(kernel: Kernel, num_steps: int, warmup_steps: int, device: torch.device) -> Settings:

@@ -305,6 +305,7 @@ def _to_the_end(run: Run, reporter: Reporter) -> Ending | None:
         return Ending(f"{type(error).__name__} after {run.steps_done}", error=error)
     finally:
         reporter.close()
+        run.inputs.close()
         if run.arriving is not None:
             run.arriving.stream.close()
     return None

@@ -122,9 +122,9 @@ def test_two_draws_have_the_warm_up_of_many() -> None:
 
 
 def test_what_is_drawn_ahead_is_bounded() -> None:
-    """Of 2000 chains with batches of 512 rows, indices for 32 steps and not for 256; of a few chains for all 256."""
+    """Of 2000 chains with batches of 512 rows, indices for 2 steps; of a few chains for a thousand and more."""
     compiled = compile_model(known_variance, numbers(1000, seed=4), batch_size=512)
     shapes = {"mu": torch.Size([])}
-    many, few = (Inputs(compiled, SGHMC(step_size=0.1), shapes, count, 10, (0, 1)) for count in (NUM_CHAINS, 4))
-    assert many.chunk_steps == 2**25 // (NUM_CHAINS * 512)
-    assert few.chunk_steps == 256
+    many, few = (Inputs(compiled, SGHMC(step_size=0.1), shapes, count, 2**20, (0, 1)) for count in (NUM_CHAINS, 4))
+    assert many.chunk_steps == 2**24 // (NUM_CHAINS * 512 * 8)
+    assert few.chunk_steps == 2**24 // (4 * 512 * 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -411,6 +412,42 @@ def test_clamped_noise_is_counted_by_chain() -> None:
     assert sample(model, SGLD(step_size=0.1), plan(7)).clamped.tolist() == [0, 0]
     # 2 * 0.1 / 20 is less than 0.1^2 * 100, so every one of 3 coordinates is clamped at every step
     assert sample(model, SGLD(step_size=0.1, gradient_variance=100.0), plan(7)).clamped.tolist() == [21, 21]
+
+
+def finished(progress: Progress) -> bool:
+    return False
+
+
+def stopped(progress: Progress) -> bool:
+    return True
+
+
+def interrupted(progress: Progress) -> bool:
+    raise KeyboardInterrupt
+
+
+def failed(progress: Progress) -> bool:
+    raise ValueError("not today")
+
+
+@pytest.mark.parametrize("callback", [finished, stopped, interrupted, failed], ids=lambda callback: callback.__name__)
+def test_the_thread_that_draws_ahead_ends_with_the_run(
+    callback: Callable[[Progress], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it ends, and before the chunk that it was drawing is used."""
+    monkeypatch.setattr("pyro_scale.inputs.CHUNK_STEPS", 4)
+    monkeypatch.setattr("pyro_scale.progress.CALLBACK_INTERVAL", 0.0)
+    before = set(threading.enumerate())
+    started = []
+
+    def watched(progress: Progress) -> bool:
+        started.extend(set(threading.enumerate()) - before)
+        return len(started) == 3 and callback(progress)  # there is a draw by then
+
+    found = sample(compiled(6), KERNELS[0], plan(20), callback=watched)
+    assert [thread.name for thread in started][:1] == ["pyro_scale.inputs_0"]
+    assert (found.ending is None) == (callback is finished)
+    assert not set(threading.enumerate()) & set(started)
 
 
 def test_seconds_are_told() -> None:
