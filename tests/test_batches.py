@@ -119,6 +119,12 @@ def chi_square(numbers: Tensor, values: int | None = None) -> float:
     return (float(((counts - expected) ** 2 / expected).sum()) - freedom) / (2 * freedom) ** 0.5
 
 
+def test_every_key_makes_another_permutation() -> None:
+    keys = torch.randint(2**31, (1, NUM_KEYS), generator=torch.Generator().manual_seed(0))
+    changed = torch.cat([keys, keys ^ torch.eye(NUM_KEYS, dtype=torch.long)])
+    assert len(permuted(torch.arange(1000), 1000, changed).unique(dim=0)) == 1 + NUM_KEYS
+
+
 def test_permutations_are_computed_where_there_are_too_many_to_store() -> None:
     assert permutations(2**22, 1, num_chains=1).stored
     assert not permutations(2**22 + 1, 1, num_chains=1).stored

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import pytest
 import torch
@@ -128,6 +130,8 @@ def test_a_schedule_that_goes_wrong_later_is_refused_before_the_first_step(compi
 def test_steps_hand_out_what_the_chunk_holds(compiled: CompiledModel) -> None:
     chunk = inputs(compiled).draw(0)
     assert chunk.indices is not None
+    # as compiled loops take them, with the same layout whatever the chunk's length
+    assert all(tensor.is_contiguous() for tensor in (chunk.indices, *chunk.noise.values()))
     for step, (rows, noise, _) in enumerate(chunk.steps()):
         assert torch.equal(rows, chunk.indices[step])  # type: ignore[arg-type]
         assert {name: leaf.shape for name, leaf in noise.items()} == {"w": (NUM_CHAINS, 3), "b": (NUM_CHAINS,)}
@@ -211,7 +215,20 @@ def test_a_chunk_that_holds_the_run_is_the_only_one(compiled: CompiledModel, num
     assert len(drawing.threads) == 1
 
 
-def test_draws_and_states_are_the_same_with_and_without_the_thread(compiled: CompiledModel, short_chunks: int) -> None:
+class AtOnce(ThreadPoolExecutor):
+    """Its thread is through before the caller goes on."""
+
+    def submit(self, *arguments: Any, **options: Any) -> Future[Any]:
+        future = super().submit(*arguments, **options)
+        wait([future])
+        return future
+
+
+@pytest.mark.parametrize("executor", [ThreadPoolExecutor, AtOnce])
+def test_draws_and_states_are_the_same_with_and_without_the_thread(
+    compiled: CompiledModel, short_chunks: int, executor: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_scale.inputs.ThreadPoolExecutor", executor)
     ahead, plain = (inputs(compiled, ahead=ahead) for ahead in (True, False))
     for start in range(0, 601, short_chunks):
         assert_same(ahead.draw(start), plain.draw(start))
