@@ -17,7 +17,7 @@ from pyro_scale.errors import ArgumentError
 from pyro_scale.inputs import Chunk, Inputs, _chunk_steps
 from pyro_scale.kernels import SGLD
 from pyro_scale.schedules import polynomial
-from pyro_scale.types import Kernel
+from pyro_scale.types import Kernel, Noise, Settings
 
 NUM_CHAINS = 3
 
@@ -45,7 +45,7 @@ def inputs(
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Three chunks in a run of 601 steps."""
     monkeypatch.setattr("pyro_scale.inputs.CHUNK_STEPS", 256)
-    return 208  # 601 / 3, in groups of 16
+    return 256
 
 
 def chunks(source: Inputs) -> list[Chunk]:
@@ -53,6 +53,11 @@ def chunks(source: Inputs) -> list[Chunk]:
     drawn = [source.draw(start) for start in range(0, source.num_steps + 1, source.chunk_steps)]
     source.close()
     return drawn
+
+
+def steps(chunk: Chunk) -> list[tuple[Tensor | None, Noise, Settings]]:
+    """Inputs of each step that is in the run."""
+    return [chunk.step(number) for number in range(len(chunk.settings.step_size))]
 
 
 def assert_same(found: Chunk, expected: Chunk) -> None:
@@ -87,7 +92,7 @@ def test_noise_is_standard_normal(compiled: CompiledModel) -> None:
 def test_chains_visit_rows_of_their_own(compiled: CompiledModel) -> None:
     indices = inputs(compiled).draw(0).indices
     assert indices is not None
-    assert indices.shape == (608, NUM_CHAINS, 5)  # 601, in groups of 16
+    assert indices.shape == (1024, NUM_CHAINS, 5)
     for one in range(NUM_CHAINS):
         for other in range(one):
             assert not torch.equal(indices[:, one], indices[:, other])
@@ -111,7 +116,7 @@ def test_chunks_carry_the_settings_of_their_steps(compiled: CompiledModel, short
 
     schedule = polynomial(0.1, power=1.0, offset=3.0)
     source = inputs(compiled, num_steps=300, step_size=schedule, temperature=temperature)
-    found = [step for chunk in chunks(source) for _, _, step in chunk.steps()]
+    found = [step for chunk in chunks(source) for _, _, step in steps(chunk)]
     assert len(found) == 301
     for step, settings in enumerate(found[:300]):
         assert float(settings.step_size) == 0.1 * (1 + step / 3) ** -1
@@ -132,25 +137,10 @@ def test_steps_hand_out_what_the_chunk_holds(compiled: CompiledModel) -> None:
     assert chunk.indices is not None
     # as compiled loops take them, with the same layout whatever the chunk's length
     assert all(tensor.is_contiguous() for tensor in (chunk.indices, *chunk.noise.values()))
-    for step, (rows, noise, _) in enumerate(chunk.steps()):
+    for step, (rows, noise, _) in enumerate(steps(chunk)):
         assert torch.equal(rows, chunk.indices[step])  # type: ignore[arg-type]
         assert {name: leaf.shape for name, leaf in noise.items()} == {"w": (NUM_CHAINS, 3), "b": (NUM_CHAINS,)}
         assert all(torch.equal(noise[name], chunk.noise[name][step]) for name in SHAPES)
-
-
-def test_a_part_of_a_chunk_holds_its_steps_and_copies_nothing(compiled: CompiledModel) -> None:
-    chunk = inputs(compiled, step_size=polynomial(0.1, power=1.0, offset=3.0)).draw(0)
-    steps = list(chunk.steps())
-    part = list(chunk.part(7, 11).steps())
-    assert len(part) == 4
-    for (rows, noise, settings), (wanted_rows, wanted_noise, wanted_settings) in zip(part, steps[7:11], strict=True):
-        assert torch.equal(rows, wanted_rows)  # type: ignore[arg-type]
-        assert settings == wanted_settings
-        assert all(noise[name].data_ptr() == wanted_noise[name].data_ptr() for name in SHAPES)
-    # the chunk is longer than the run, and its settings are not
-    assert len(list(chunk.part(600, 608).steps())) == 1
-    whole = Inputs(compile_model(linear, {"x": X, "y": Y}), SGLD(step_size=0.1), (), 1, 10, (1, 2)).draw(0)
-    assert [step[:2] for step in whole.part(2, 5).steps()] == [(None, ())] * 3
 
 
 # Ahead
@@ -206,10 +196,10 @@ def test_a_second_thread_draws_the_next_chunk_and_none_beyond_the_run(
     assert drawing.alive() == 0
 
 
-@pytest.mark.parametrize("num_steps", [207, 208])
+@pytest.mark.parametrize("num_steps", [255, 256])
 def test_a_chunk_that_holds_the_run_is_the_only_one(compiled: CompiledModel, num_steps: int, drawing: Drawing) -> None:
     source = inputs(compiled, num_steps=num_steps)
-    assert source.chunk_steps == {207: 208, 208: 224}[num_steps]
+    assert source.chunk_steps == {255: 256, 256: 512}[num_steps]
     source.draw(0)
     assert source.thread is None
     assert len(drawing.threads) == 1
@@ -322,21 +312,28 @@ def test_inputs_do_not_depend_on_the_length_of_the_run(dtype: torch.dtype, monke
     """Nor on that of chunks. The steps of a short run are the first ones of a long one."""
     compiled = compile_model(linear, {"x": X, "y": Y}, batch_size=5, dtype=dtype)
     long = inputs(compiled, num_steps=20_000)
-    assert long.chunk_steps == 6672  # 20001 / 3, in groups of 16
+    assert long.chunk_steps == 8192
     expected = long.draw(0)
     long.close()
     assert {leaf.dtype for leaf in expected.noise.values()} == {dtype}
     for num_steps, most in [(0, 8192), (20, 8192), (300, 64), (600, 256)]:
         monkeypatch.setattr("pyro_scale.inputs.CHUNK_STEPS", most)
         drawn = chunks(inputs(compiled, num_steps=num_steps))
+        length = sum(chunk.length for chunk in drawn)
+        assert num_steps < length
         found = Chunk(
             torch.cat([chunk.indices for chunk in drawn]),  # type: ignore[misc]
             {name: torch.cat([chunk.noise[name] for chunk in drawn]) for name in SHAPES},
             expected.settings,
+            length,
         )
-        length = len(found.noise["w"])
-        assert num_steps < length
-        assert_same(found.part(0, length), expected.part(0, length))
+        first = Chunk(
+            expected.indices[:length],  # type: ignore[index]
+            {name: expected.noise[name][:length] for name in SHAPES},
+            expected.settings,
+            length,
+        )
+        assert_same(found, first)
 
 
 @pytest.mark.parametrize(
@@ -346,11 +343,12 @@ def test_inputs_do_not_depend_on_the_length_of_the_run(dtype: torch.dtype, monke
         (1, 15, 16),
         (1, 16, 32),
         (1, 8191, 8192),
-        (1, 8192, 4112),  # 8193 steps in two chunks, of 4097 and in groups of 16
-        (0, 10**6, 8144),
-        (2**24 // 100, 1000, 96),  # 1001 steps in 11 chunks of 91
-        (2**24 // 15, 1000, 15),  # in chunks of less than a group the run's length plays no part
-        (2**24 // 15, 3, 15),
+        (1, 8192, 8192),
+        (0, 10**6, 8192),
+        (2**24 // 100, 1000, 64),
+        (2**24 // 100, 20, 32),
+        (2**24 // 15, 1000, 8),  # in chunks of less than a group the run's length plays no part
+        (2**24 // 15, 3, 8),
         (2**24, 1000, 1),
         (2**30, 1000, 1),
     ],
@@ -364,10 +362,10 @@ def test_large_models_and_large_batches_take_short_chunks(
     compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyro_scale.inputs.CHUNK_BYTES", 5000)
-    assert inputs(compiled).chunk_steps == 5000 // (5 * NUM_CHAINS * 8) // 16 * 16 == 32
+    assert inputs(compiled).chunk_steps == 32  # of the 41 that fit
     monkeypatch.setattr("pyro_scale.inputs.CHUNK_BYTES", 1200)
     wide = {"w": torch.Size([10])}
-    assert Inputs(compiled, SGLD(step_size=0.1), wide, NUM_CHAINS, 600, (1, 2)).chunk_steps == 1200 // (30 * 8)
+    assert Inputs(compiled, SGLD(step_size=0.1), wide, NUM_CHAINS, 600, (1, 2)).chunk_steps == 4  # of 5
     monkeypatch.setattr("pyro_scale.inputs.CHUNK_BYTES", 1)
     assert inputs(compiled).chunk_steps == 1
 
@@ -387,7 +385,7 @@ def test_the_example_uses_up_nothing(compiled: CompiledModel) -> None:
 @pytest.mark.parametrize("warmup_steps", [0, 1, 300, 600])
 def test_steps_adapt_in_warm_up_and_only_there(compiled: CompiledModel, short_chunks: int, warmup_steps: int) -> None:
     source = Inputs(compiled, SGLD(step_size=0.1), SHAPES, NUM_CHAINS, 600, (1, 2), warmup_steps)
-    found = [float(settings.adapting) for chunk in chunks(source) for *_, settings in chunk.steps()]
+    found = [float(settings.adapting) for chunk in chunks(source) for *_, settings in steps(chunk)]
     assert found == [1.0] * warmup_steps + [0.0] * (601 - warmup_steps)
 
 
@@ -397,4 +395,4 @@ def test_a_kernel_may_need_neither_noise_nor_rows() -> None:
     assert source.noise(NUM_CHAINS) == ()
     assert source.example()[:2] == (None, ())
     assert source.state().keys() == {"noise"}
-    assert [step[:2] for step in source.draw(0).steps()] == [(None, ())] * 11
+    assert [step[:2] for step in steps(source.draw(0))] == [(None, ())] * 11
