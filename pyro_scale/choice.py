@@ -1,67 +1,185 @@
-"""Whether the rest of a run repays its compilation."""
+"""Whether what is left of a run repays its compilation, and how long compilations took before."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
+import resource
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
-from pyro_scale.capture import Step
-from pyro_scale.loop import Loop
-from pyro_scale.native import NativeError
+import torch
+
+from pyro_scale.capture import Recorded
+from pyro_scale.errors import ArgumentError
+from pyro_scale.native import NativeError, cache_folder
 
 logger = logging.getLogger("pyro_scale")
 
 JitCompile: TypeAlias = Literal["auto"] | bool
+T = TypeVar("T")
 
-CALL_SECONDS = 0.1
-"""A call of the native loop lasts about so long: Ctrl-C and the callback wait for its end."""
+TRIAL_SECONDS = 0.25
+"""So long calls of the recorded graph are timed before "auto" decides, where no earlier compilation tells more."""
+OPERATION_SECONDS = 2.5e-6
+"""What an operation of a recorded graph costs beside its arithmetic, and in native code does not."""
+COMPILE_SECONDS = (4.0, 0.03)
+"""A first compilation takes so long, and so much more for each operation."""
+HEADER_SECONDS = 6.0
+"""The first of all on a machine also compiles torch's headers."""
+
+
+class Known(NamedTuple):
+    """Seconds measured before: of a compilation whose C++ is in the cache, of a call compiled, and of one recorded.
+
+    The last is None where no call ran so.
+    """
+
+    compile: float
+    compiled: float
+    recorded: float | None
 
 
 class Choice:
-    """How steps run from here on.
+    """How calls run from here on: by the recorded graph, or compiled.
 
     Args:
         jit_compile: as `infer` takes it.
-        step: as it runs now.
+        recorded: the graph; None if there is none.
+        how: how calls run as yet, for the log.
+        reason: why there is no graph.
+
+    Attributes:
+        seconds: spent on compilation.
     """
 
-    def __init__(self, jit_compile: JitCompile, step: Step) -> None:
+    def __init__(self, jit_compile: JitCompile, recorded: Recorded | None, how: str, reason: str = "") -> None:
         self.wanted = jit_compile is not False
         self.sure = jit_compile is True
-        self.step = step
-        self.how = step.how
+        self.recorded = recorded
+        self.how = how
+        self.reason = reason
         self.seconds = 0.0
-        self.steps_a_call = 64
-        self.loop: Loop | None = None
+        self.is_compiled = False
+        self.calls = {False: 0, True: 0}
+        self.spent = {False: 0.0, True: 0.0}
+        self.record = _record_of(recorded) if recorded is not None and self.wanted else None
+        self.known = _read(self.record)
 
-    def compiles(self, remaining: int) -> bool:
-        """Whether to compile now, with so many steps to go."""
-        if not self.wanted:
+    def now(self, remaining: float) -> bool:
+        """Whether to compile now, with so many calls to go."""
+        if not self.wanted or self.is_compiled:
             return False
-        if self.step.recorded is None:
-            self._give_up(self.step.reason)
+        if self.recorded is None:
+            self._give_up(self.reason)
             return False
-        return self.sure
+        if self.sure:
+            return True
+        if (self.known is None or self.known.recorded is None) and self.spent[False] < TRIAL_SECONDS:
+            return False
+        self.wanted = remaining * self._saved() > self._cost()
+        return self.wanted
 
-    def compiled(self, make: Callable[[], Loop]) -> Loop | None:
-        """The compiled loop; None if that fails, with a log line."""
-        began = time.perf_counter()
+    def compiled(self, make: Callable[[], T]) -> T | None:
+        """What `make` compiles; None if that fails, with a log line."""
+        began, children = time.perf_counter(), _children()
         try:
-            self.loop = make()
+            made = make()
         except NativeError as error:
             self._give_up(str(error))
-        self.seconds = time.perf_counter() - began
-        if self.loop is not None:
-            self.how = self.how.replace("captured", "compiled")
-        return self.loop
+            return None
+        finally:
+            self.seconds = time.perf_counter() - began
+        self.in_cache = max(0.0, self.seconds - (_children() - children))
+        self.is_compiled = True
+        self.how = self.how.replace("captured", "compiled")
+        return made
 
-    def took(self, num_steps: int, seconds: float) -> None:
-        """So many steps took so long."""
-        if self.loop is not None and num_steps == self.steps_a_call:
-            self.steps_a_call = max(1, min(4 * num_steps, round(num_steps * CALL_SECONDS / max(seconds, 1e-9))))
+    def took(self, calls: int, seconds: float) -> None:
+        """So many calls took so long."""
+        self.calls[self.is_compiled] += calls
+        self.spent[self.is_compiled] += seconds
+
+    def remember(self) -> None:
+        """Tells later runs what was measured in this one."""
+        if self.record is None or not self.is_compiled or not self.calls[True]:
+            return
+        recorded = self._recorded_seconds() if self.calls[False] else self.known.recorded if self.known else None
+        _write(self.record, Known(self.in_cache, self.spent[True] / self.calls[True], recorded))
+
+    def _saved(self) -> float:
+        """Seconds by which a compiled call is quicker."""
+        if self.known is not None:
+            return (self.known.recorded or self._recorded_seconds()) - self.known.compiled
+        return min(0.95 * self._recorded_seconds(), self._operations() * OPERATION_SECONDS)
+
+    def _cost(self) -> float:
+        """Seconds that the compilation will take."""
+        if self.known is not None:
+            return self.known.compile
+        first, each = COMPILE_SECONDS
+        assert self.record is not None
+        return first + each * self._operations() + (0 if self.record.parent.exists() else HEADER_SECONDS)
+
+    def _recorded_seconds(self) -> float:
+        return self.spent[False] / self.calls[False]
+
+    def _operations(self) -> int:
+        assert self.recorded is not None
+        return len(self.recorded.graph.graph.nodes)
 
     def _give_up(self, reason: str) -> None:
         self.wanted = False
-        logger.info("Steps are not compiled, and run %s. %s", self.step.how, reason)
+        logger.info("Steps are not compiled, and run %s. %s", self.how, reason)
+
+
+def check_jit_compile(value: object) -> None:
+    """Raises `ArgumentError` unless it is True, False or "auto"."""
+    if value is not True and value is not False and value != "auto":
+        raise ArgumentError(f"jit_compile is {value!r}; it must be True, False or 'auto'.")
+
+
+def _children() -> float:
+    """CPU seconds of the compilers called so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _record_of(recorded: Recorded) -> Path | None:
+    """Where what is known of a graph is written; None without a folder for it."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    shapes = [
+        (tuple(value.shape), str(value.dtype), str(value.device))
+        for node in recorded.graph.graph.nodes
+        if isinstance(value := node.meta.get("val"), torch.Tensor)
+    ]
+    described = f"{torch.__version__} {recorded.graph.code} {shapes}"
+    return folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.json"
+
+
+def _read(path: Path | None) -> Known | None:
+    if path is None:
+        return None
+    try:
+        found = Known(**json.loads(path.read_text()))
+        assert found.compile >= 0 and found.compiled > 0 and (found.recorded is None or found.recorded > 0)
+        return found
+    except (OSError, ValueError, TypeError, AssertionError):  # none yet, or not ours: measured anew
+        return None
+
+
+def _write(path: Path, known: Known) -> None:
+    with suppress(OSError):  # a folder that cannot be written to
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(known._asdict(), file)
+        os.replace(draft, path)

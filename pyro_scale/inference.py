@@ -12,7 +12,7 @@ import torch
 
 from pyro_scale.checks import check_count, checked_seed, derived_seeds
 from pyro_scale.collected import Chains, Plan
-from pyro_scale.choice import JitCompile
+from pyro_scale.choice import JitCompile, check_jit_compile
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model, names_of
 from pyro_scale.errors import ArgumentError, NonFiniteError, StoppedError
@@ -127,6 +127,7 @@ def infer(
             f"callback is {callback!r}; it must be a function of one argument, a Progress, that returns True to stop "
             "the run."
         )
+    check_jit_compile(jit_compile)
     seed = checked_seed(seed)
     seeds = derived_seeds(seed, 3 + num_chains)
     compiled = compile_model(

@@ -7,13 +7,14 @@ there on, so that what stopped it can be looked at.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_scale import tree
 from pyro_scale.capture import Step
 from pyro_scale.collected import Taken
 from pyro_scale.inputs import Chunk
@@ -60,7 +61,6 @@ class Loop:
         chunk: inputs of a first chunk.
         batch: of a first step.
         columns: data argument -> all rows, of which each step gathers its batch; None where batches are handed over.
-        left_out: sites whose positions are not kept.
 
     Raises:
         NativeError: it cannot be compiled.
@@ -74,7 +74,6 @@ class Loop:
         chunk: Chunk,
         batch: Batch,
         columns: dict[str, Tensor] | None,
-        left_out: Collection[str] = (),
     ) -> None:
         assert step.recorded is not None
         self.recorded = step.recorded
@@ -84,10 +83,8 @@ class Loop:
         self.batch_size = batch.indices.shape[-1]
         self.apart = step.apart
         self.inlined = Inlined(self.recorded)
-        self.collected = [name for name in state.position if name not in left_out]
         self.num_chains = len(next(iter(state.position.values())))
-        numbers = sum(state.position[name].numel() for name in self.collected)
-        self.most_kept = max(1, min(chunk.length, KEPT_NUMBERS // max(1, numbers)))
+        self.most_kept = max(1, min(chunk.length, KEPT_NUMBERS // tree.size(state.position)))
         arguments = self._arguments(state, chunk, batch, 0, [1])
         leaves, self.structure = pytree.tree_flatten(self._parts(arguments)[0])
         self.compiled = compile_native(self._native, leaves)
@@ -128,7 +125,7 @@ class Loop:
             taken=Taken(
                 like.new_empty(steps),
                 like.new_empty(steps, dtype=torch.long),
-                {name: _room(state.position[name], self.most_kept) for name in self.collected},
+                tree.map(lambda leaf: leaf.new_empty((self.most_kept, *leaf.shape)), state.position),
             ),
             constants=self.inlined.constants,
         )
@@ -218,7 +215,3 @@ def _at(tensor: Tensor, index: Tensor) -> Tensor:
     """The entry at a 0-d index that is known in the loop only; indexing by brackets would ask for its value."""
     result: Tensor = torch.ops.aten.index.Tensor(tensor, [index])
     return result
-
-
-def _room(leaf: Tensor, number: int) -> Tensor:
-    return leaf.new_empty((number, *leaf.shape))

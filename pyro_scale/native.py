@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +72,16 @@ def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tenso
         with V.set_fake_mode(mode), tracing(TracingContext(mode)), config.patch(fx_graph_cache=False):
             compiled = compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)
     return torch.no_grad()(compiled)
+
+
+def cache_folder() -> Path | None:
+    """A folder of ours beside what Inductor keeps from one process to the next; None if it has none."""
+    try:
+        from torch._inductor.runtime.runtime_utils import cache_dir
+
+        return Path(cache_dir()) / "pyro_scale"
+    except Exception:  # whatever a private function raises
+        return None
 
 
 def repeated(

@@ -31,6 +31,11 @@ LARGE = 100_000
 """Chains of more coordinates run one after another: side by side, their gradients would all be in memory."""
 
 
+FIRST_CALL = 64
+CALL_SECONDS = 0.1
+"""Steps of the first call of a native loop; then a call lasts about so long, and Ctrl-C and the callback wait for it."""
+
+
 class RunState(NamedTuple):
     """Where a run stands between two chunks of steps: all that the steps to come depend on.
 
@@ -97,7 +102,8 @@ class Run:
         if self.arriving is not None:
             self.arriving.expect(self.batch, self.update, lambda batch: recorded(batch).function)
         self.loop: Loop | None = None
-        self.choice = Choice(jit_compile, self.recorded)
+        self.choice = Choice(jit_compile, self.recorded.recorded, self.recorded.how, self.recorded.reason)
+        self.steps_a_call = FIRST_CALL
 
     def _collected(self, num_steps: int = 0, waiting: Position | None = None) -> Collected:
         compiled = self.compiled
@@ -137,12 +143,12 @@ class Run:
         chunk = self.inputs.draw(self.step)
         num_steps, done = len(chunk.settings.step_size), 0
         while done < num_steps:
-            if self.loop is None and self.choice.compiles(self.plan.num_steps - self.step - done):
+            if self.choice.now(self.plan.num_steps - self.step - done):
                 self._compile(chunk)
             take = self._one_step if self.loop is None else self._many_steps
             began = time.perf_counter()
             taken, ending = take(chunk, done)
-            self.choice.took(taken, time.perf_counter() - began)
+            self._took(taken, time.perf_counter() - began)
             stop = reporter.update(self.collected.num_steps, len(self.collected.draws))
             if ending is not None:
                 return ending
@@ -155,9 +161,13 @@ class Run:
     def _compile(self, chunk: Chunk) -> None:
         columns = None if chunk.indices is None else self.compiled.data.rows
         self.chains = self.table.copied(self.chains)  # a loop writes to it
-        left_out = () if self.collected.moments is None else self.collected.moments.left_out
-        arguments = (self.recorded, self.table, self.chains, chunk, self.batch, columns, left_out)
+        arguments = (self.recorded, self.table, self.chains, chunk, self.batch, columns)
         self.loop = self.choice.compiled(lambda: Loop(*arguments))
+
+    def _took(self, num_steps: int, seconds: float) -> None:
+        self.choice.took(num_steps, seconds)
+        if self.loop is not None and num_steps == self.steps_a_call:
+            self.steps_a_call = max(1, min(4 * num_steps, round(num_steps * CALL_SECONDS / max(seconds, 1e-9))))
 
     def _one_step(self, chunk: Chunk, number: int) -> tuple[int, Ending | None]:
         """One step of a chunk, by the recorded function: the steps taken, and why the run ends if it does."""
@@ -207,7 +217,7 @@ class Run:
     def _segments(self, chunk: Chunk, first: int) -> list[int]:
         """Numbers of steps in the chunk before which the native loop stops to keep a position; the last ends it."""
         assert self.loop is not None
-        last = min(len(chunk.settings.step_size), first + self.choice.steps_a_call)
+        last = min(len(chunk.settings.step_size), first + self.steps_a_call)
         if self.arriving is not None:
             last = first + 1
         ends = [step - self.step for step in self.plan.kept_within(self.step + first, self.step + last)]
@@ -217,7 +227,8 @@ class Run:
 
     def position(self) -> Position:
         """Where all chains are, in the model's unconstrained coordinates; steps to come do not write to it."""
-        return self.table.position(self.chains.position)
+        position = self.table.position(self.chains.position)
+        return position if self.loop is None else tree.map(torch.clone, position)
 
     @property
     def steps_done(self) -> str:
@@ -275,6 +286,7 @@ def run_chains(
     seconds = {"capture": time.perf_counter() - began}
     began = time.perf_counter()
     ending = _to_the_end(run, Reporter(plan.num_steps, progress, callback))
+    run.choice.remember()
     seconds |= {"compile": run.choice.seconds, "sample": time.perf_counter() - began - run.choice.seconds}
     kept = run.collected
     values = [log_posterior for _, log_posterior in kept.draws]

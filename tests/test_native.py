@@ -6,17 +6,24 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from kernel_cases import CASES, KernelCase, name_of
-from small_models import COUNTS, DATA, X, Y, bounded, counts, numbers, regression, starts
+from local_models import crossed
+from small_models import COUNTS, DATA, X, Y, counts, numbers, regression, starts
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_scale import capture
 from pyro_scale.capture import CaptureError
 from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel, compile_model
+from pyro_scale.inference import infer
 from pyro_scale.kernels import SGHMC
 from pyro_scale.sample import run_chains
+from pyro_scale.schedules import cyclical, polynomial
 
 SEEDS = (11, 12)
 KERNEL = SGHMC(step_size=0.1)
@@ -53,3 +60,98 @@ def test_eager_captured_and_compiled_steps_are_the_same(case: KernelCase, monkey
     assert compiled.num_steps == 1000
     assert_same(captured, eager)
     assert_same(compiled, eager)
+
+
+def not_vectorised(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    return not_recorded
+
+
+@pytest.mark.parametrize("num_chains", [1, 3])
+def test_chains_one_after_another_share_a_loop(num_chains: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = compile_model(regression, DATA, batch_size=6)
+    plan = Plan(40, 20, 5, num_chains, ("w", "sigma"))
+    expected = sample(model, KERNEL, plan, jit_compile=False)
+    monkeypatch.setattr(capture, "vmap", not_vectorised)
+    found = sample(model, KERNEL, plan, jit_compile=True)
+    assert found.how == ("compiled" if num_chains == 1 else "compiled, chain by chain")
+    assert_same(found, expected)
+
+
+def test_full_batch_schedules_and_what_is_kept() -> None:
+    """Draws from the cold phases of a cycle alone, positions of the warm-up, noise that is clamped."""
+    model = compile_model(regression, DATA)
+    schedule = cyclical(0.3, cycle_steps=40, exploration=0.5)
+    kernel = SGHMC(step_size=schedule, temperature=polynomial(1.0, power=0.3), gradient_variance=1.0)
+    plan = Plan(33, 50, 3, 2, ("w", "precision"), save_warmup=True, sampling=schedule.sampling)
+    found, expected = (sample(model, kernel, plan, jit_compile=way) for way in (True, False))
+    assert_same(found, expected)
+    assert expected.clamped.min() > 0
+    assert found.warmup is not None and expected.warmup is not None
+    for name in expected.warmup:
+        torch.testing.assert_close(found.warmup[name], expected.warmup[name], rtol=1e-10, atol=0)
+
+
+def test_rows_of_local_sites_are_moved_in_place() -> None:
+    """Tables of all rows, of which a step moves those of its batch; their moments over draws that are not kept."""
+    data = {"y": numbers(30, 4, seed=3)}
+    model = compile_model(crossed, data, batch_size=7)
+    plan = Plan(20, 30, 4, 2, ("mu", "offset"))
+    found, expected = (sample(model, KERNEL, plan, jit_compile=way) for way in (True, False))
+    assert found.how == "compiled"
+    assert_same(found, expected)
+    assert set(found.moments) == set(expected.moments) >= {"theta", "factor"}
+    for name in expected.moments:
+        torch.testing.assert_close(found.moments[name], expected.moments[name], rtol=1e-9, atol=1e-12)
+
+
+def test_batches_of_a_loader() -> None:
+    """The short last batch of each pass, whose scale is another, is stepped by the recorded function."""
+    expected, found = (
+        infer(
+            regression,
+            DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True),
+            KERNEL,
+            num_samples=30,
+            thinning=2,
+            num_chains=2,
+            seed=4,
+            jit_compile=way,
+            progress=False,
+        )
+        for way in (False, True)
+    )
+    assert found.settings["steps_run"] == "compiled"
+    for name in expected.draws:
+        torch.testing.assert_close(found.draws[name], expected.draws[name], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("num_samples", [10, 1000])
+def test_a_run_ends_early_where_a_captured_one_does(num_samples: int) -> None:
+    """With the same draws, at the same step, by the same words."""
+    model = compile_model(counts, COUNTS, batch_size=6)
+    plan = Plan(num_samples, 0, 1, 3, ("w",))
+    found, expected = (sample(model, SGHMC(step_size=0.9), plan, jit_compile=way) for way in (True, False))
+    assert expected.ending is not None and found.ending is not None
+    assert found.ending.reason == expected.ending.reason
+    assert "is not finite" in found.ending.reason
+    assert found.draws["w"].shape == expected.draws["w"].shape
+    assert_same(found, expected, tolerance=1e-6)  # errors grow on the way to infinity
+
+
+def test_a_matrix_that_is_not_positive_definite_ends_the_run() -> None:
+    """A decomposition that fails raises where steps are captured; in a native loop it gives NaN."""
+    model = compile_model(correlated, {"y": numbers(12, 1, seed=5).expand(12, 2)}, batch_size=4)
+    plan = Plan(400, 0, 1, 2, ("r",))
+    found, expected = (sample(model, SGHMC(step_size=0.3), plan, jit_compile=way) for way in (True, False))
+    assert expected.ending is not None and found.ending is not None
+    assert found.how == "compiled"
+    assert found.ending.reason == expected.ending.reason
+    assert found.draws["r"].shape == expected.draws["r"].shape
+
+
+def correlated(y: Tensor) -> None:
+    """A correlation matrix by hand: positive definite for r below 1, which the prior does not say."""
+    r = pyro.sample("r", dist.Normal(0.0, 0.2))
+    matrix = torch.eye(2, dtype=y.dtype) + r * torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=y.dtype)
+    with pyro.plate("data", len(y)):
+        pyro.sample("obs", dist.MultivariateNormal(torch.zeros(2, dtype=y.dtype), matrix), obs=y)
