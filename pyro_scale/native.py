@@ -6,10 +6,13 @@ callers go on without.
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
@@ -55,7 +58,7 @@ def compile_native(function: Callable[..., Sequence[Tensor]], example: Sequence[
 
 def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> Compiled:
     from torch._guards import TracingContext, tracing
-    from torch._inductor import config
+    from torch._inductor import config, lowering
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.virtualized import V
@@ -69,9 +72,28 @@ def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tenso
         if (count := _num_nodes(graph)) > MOST_NODES:
             raise NativeError(f"the graph has {count} operations, more than {MOST_NODES}")
         on_cpu = all(tensor.device.type == "cpu" for tensor in example)
-        with V.set_fake_mode(mode), tracing(TracingContext(mode)), config.patch(fx_graph_cache=False):
+        with (
+            V.set_fake_mode(mode),
+            tracing(TracingContext(mode)),
+            config.patch(fx_graph_cache=False),
+            # its vectorised atomic additions write to wrong places where two axes are tiled: torch's own are called
+            patch.object(lowering, "needs_fallback_due_to_atomic_add_limitations", lambda dtype: True),
+            _quiet("torch._inductor"),
+        ):
             compiled = compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)
     return torch.no_grad()(compiled)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without what a logger of torch tells its own developers."""
+    found = logging.getLogger(name)
+    level = found.level
+    found.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        found.setLevel(level)
 
 
 def cache_folder() -> Path | None:
