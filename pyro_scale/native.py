@@ -28,6 +28,15 @@ MOST_NODES = 20_000
 """Larger graphs are not compiled: it would take the better part of an hour."""
 
 
+OPTIONS = {
+    # graphs with loops are not kept there
+    "fx_graph_cache": False,
+    # loops that were joined side by side read tensors before others had written to them; joining gains nothing here
+    "cpp.max_horizontal_fusion_size": 1,
+    "cpp.fallback_scatter_reduce_sum": False,
+}
+
+
 class NativeError(Exception):
     """A function cannot be compiled; the message says why."""
 
@@ -58,7 +67,8 @@ def compile_native(function: Callable[..., Sequence[Tensor]], example: Sequence[
 
 def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> Compiled:
     from torch._guards import TracingContext, tracing
-    from torch._inductor import config, lowering
+    from torch._inductor import config
+    from torch._inductor.codegen.cpp import CppTile2DKernel
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.virtualized import V
@@ -75,13 +85,26 @@ def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tenso
         with (
             V.set_fake_mode(mode),
             tracing(TracingContext(mode)),
-            config.patch(fx_graph_cache=False),
-            # its vectorised atomic additions write to wrong places where two axes are tiled: torch's own are called
-            patch.object(lowering, "needs_fallback_due_to_atomic_add_limitations", lambda dtype: True),
+            config.patch(OPTIONS),
+            patch.object(CppTile2DKernel, "transform_indexing", _once(CppTile2DKernel.transform_indexing)),
             _quiet("torch._inductor"),
         ):
             compiled = compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)
     return torch.no_grad()(compiled)
+
+
+def _once(transformed: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A transformation of indices that a second application leaves as they are.
+
+    Where two axes are tiled, torch 2.13 applies it twice to the index of an atomic addition, which then writes to other
+    places, beyond the tensor even.
+    """
+
+    def transform(kernel: Any, index: Any) -> Any:
+        result = transformed(kernel, index)
+        return result if result.free_symbols - index.free_symbols else index
+
+    return transform
 
 
 @contextmanager
