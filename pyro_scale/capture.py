@@ -162,7 +162,9 @@ def fastest(
     elif reason:
         logger.info("Steps run through Pyro's handlers. %s", reason)
     one_by_one = torch.no_grad()(partial(_chain_by_chain, recorded or function, mapped))
-    return Step(one_by_one, how if _num_chains(mapped, example) == 1 else f"{how}, chain by chain", recorded, True, reason)
+    return Step(
+        one_by_one, how if _num_chains(mapped, example) == 1 else f"{how}, chain by chain", recorded, True, reason
+    )
 
 
 def record_or_keep(function: Function, *example: Any, fixed: Collection[int] = ()) -> tuple[Function, str]:

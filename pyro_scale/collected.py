@@ -81,17 +81,17 @@ class Plan:
 
 
 class Taken(NamedTuple):
-    """What many steps leave beside the state.
+    """What steps leave beside the state.
 
     Attributes:
         log_posterior: where each step started, `(num_steps, num_chains)`.
         clamped: as in `Info`, `(num_steps, num_chains)`.
-        kept: positions in the kernel's coordinates, `(num_kept, num_chains, *site)`.
+        kept: after so many of these steps, the position `(num_chains, *site)`.
     """
 
     log_posterior: Tensor
     clamped: Tensor
-    kept: Position
+    kept: list[tuple[int, Position]]
 
 
 class Moments(NamedTuple):
@@ -167,8 +167,29 @@ class Collected:
         self.num_steps = num_steps
         self.clamped = torch.zeros(plan.num_chains, dtype=torch.long)
 
-    def settle(self, log_posterior: Tensor) -> list[str]:
-        """The value at the position that waits, which is finite; names of rows' own sites there that are not."""
+    def took(self, taken: Taken, finite: int) -> list[str]:
+        """Steps were taken, of which the first `finite` started where the log posterior is finite.
+
+        Returns:
+            Names of rows' own sites with a value that is not finite at a position that would be kept.
+        """
+        before = self.num_steps
+        values = taken.log_posterior.unbind()
+        if finite > 0 and (bad := self._settle(values[0])):
+            return bad
+        for number, position in taken.kept:
+            if number <= finite:
+                self.num_steps = before + number
+                self.waiting = position
+                if number < finite and (bad := self._settle(values[number])):
+                    return bad
+        moved = min(finite, self.plan.num_steps - before)
+        self.num_steps = before + moved
+        self.clamped += taken.clamped[:moved].sum(0).cpu()
+        return []
+
+    def _settle(self, log_posterior: Tensor) -> list[str]:
+        """The value at the position that waits, which is finite; names as above."""
         if self.waiting is None:
             return []
         left_out = () if self.moments is None else self.moments.left_out
@@ -180,42 +201,6 @@ class Collected:
         else:
             self.warmup.append(kept)
         self.waiting = None
-        return []
-
-    def add(self, position: Callable[[], Position], clamped: Tensor) -> None:
-        """One more step was taken and led to `position()`."""
-        self.num_steps += 1
-        self.clamped += clamped.cpu()
-        self.waiting = position() if self.plan.kept_after(self.num_steps) else None
-
-
-    def took(self, taken: Taken, ends: Sequence[int], finite: int, model_position: Callable[[Position], Position]) -> list[str]:
-        """Many steps were taken, of which the first `finite` started from a finite log posterior.
-
-        Args:
-            taken: what they left.
-            ends: after how many of them a position may be kept, in order.
-            finite: how many count.
-            model_position: of one in the kernel's coordinates.
-
-        Returns:
-            Names as `settle` does.
-        """
-        before = self.num_steps
-        values = taken.log_posterior.unbind()
-        kept = {name: leaf.unbind() for name, leaf in taken.kept.items()}
-        if finite > 0 and (bad := self.settle(values[0])):
-            return bad
-        for place, end in enumerate(ends):
-            if end > finite or not self.plan.kept_after(before + end):
-                continue
-            self.num_steps = before + end
-            self.waiting = model_position({name: positions[place] for name, positions in kept.items()})
-            if end < finite and (bad := self.settle(values[end])):
-                return bad
-        moved = min(finite, self.plan.num_steps - before)
-        self.num_steps = before + moved
-        self.clamped += taken.clamped[:moved].sum(0).cpu()
         return []
 
 

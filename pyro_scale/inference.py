@@ -11,8 +11,8 @@ from typing import Any, Literal, cast
 import torch
 
 from pyro_scale.checks import check_count, checked_seed, derived_seeds
-from pyro_scale.collected import Chains, Plan
 from pyro_scale.choice import JitCompile, check_jit_compile
+from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model, names_of
 from pyro_scale.errors import ArgumentError, NonFiniteError, StoppedError
@@ -137,7 +137,9 @@ def infer(
     plan = Plan(num_samples, warmup_steps, thinning, num_chains, _kept(compiled, keep), save_warmup, sampling)
     start = initial_positions(compiled, initial, seeds[3:])
     ready = time.perf_counter()
-    chains = run_chains(compiled, kernel, plan, start, seeds[1:3], progress=progress, callback=callback, jit_compile=jit_compile)
+    chains = run_chains(
+        compiled, kernel, plan, start, seeds[1:3], progress=progress, callback=callback, jit_compile=jit_compile
+    )
     constraining = time.perf_counter() - ready - sum(chains.seconds.values())  # all that is left after the last step
     seconds = {"prepare": ready - began, **chains.seconds, "constrain": constraining}
     started = list(initial) if isinstance(initial, Mapping) else initial

@@ -7,6 +7,7 @@ there on, so that what stopped it can be looked at.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +21,18 @@ from pyro_scale.collected import Taken
 from pyro_scale.inputs import Chunk
 from pyro_scale.local import Table
 from pyro_scale.native import Inlined, compile_native, repeated
-from pyro_scale.types import Batch, Info, Settings
+from pyro_scale.types import Batch, Info, Position, Settings
 
 KEPT_NUMBERS = 2**22
 """A call keeps positions of at most so many numbers, unless one alone has more."""
+
+
+class Results(NamedTuple):
+    """What the loop writes: as in `Taken`, but for the positions, `(most_kept, num_chains, *site)`."""
+
+    log_posterior: Tensor
+    clamped: Tensor
+    kept: Position
 
 
 class Arguments(NamedTuple):
@@ -36,18 +45,18 @@ class Arguments(NamedTuple):
         indices: rows of each step, `(num_steps, num_chains, n)`; without gathering `(n,)`.
         noise, settings: of each step, `(num_steps, ...)`.
         moving: whether a chain moves, `(num_chains,)`.
-        taken: where results go.
+        results: where they go.
         constants: of the recorded step.
     """
 
     counters: tuple[Tensor, Tensor, Tensor]
     state: Any
     rows: dict[str, Tensor]
-    indices: Tensor
+    indices: Any
     noise: Any
     settings: Tensor
     moving: Tensor
-    taken: Taken
+    results: Results
     constants: dict[str, Tensor]
 
 
@@ -85,11 +94,12 @@ class Loop:
         self.inlined = Inlined(self.recorded)
         self.num_chains = len(next(iter(state.position.values())))
         self.most_kept = max(1, min(chunk.length, KEPT_NUMBERS // tree.size(state.position)))
+        self.keeps = list(state.position) if self.most_kept > 1 else []
         arguments = self._arguments(state, chunk, batch, 0, [1])
         leaves, self.structure = pytree.tree_flatten(self._parts(arguments)[0])
         self.compiled = compile_native(self._native, leaves)
 
-    def take(self, state: Any, chunk: Chunk, batch: Batch, first: int, ends: Sequence[int]) -> Taken:
+    def take(self, state: Any, chunk: Chunk, batch: Batch, first: int, last: int, kept: Sequence[int]) -> Taken:
         """Takes steps of a chunk, writing to the state.
 
         Args:
@@ -97,16 +107,30 @@ class Loop:
             chunk: inputs of the steps.
             batch: that of every step, unless each gathers its own.
             first: number of the first step in the chunk.
-            ends: numbers of the steps before which a position is kept, at most `most_kept`; the last also ends it all.
+            last: number of the step to stop before, at the latest.
+            kept: numbers of the steps before which positions are to be kept, in order.
+
+        Returns:
+            What the steps leave; positions in the kernel's coordinates.
         """
-        arguments = self._arguments(state, chunk, batch, first, ends)
+        ends = list(kept[bisect_right(kept, first) : bisect_right(kept, last)])[: self.most_kept]
+        segments = ends if len(ends) == self.most_kept or last in ends else [*ends, last]
+        arguments = self._arguments(state, chunk, batch, first, segments)
         for part in self._parts(arguments):
             self.compiled(pytree.tree_leaves(part))
-        log_posterior, clamped, kept = arguments.taken
-        kept = {name: leaf[: len(ends)] for name, leaf in kept.items()}
-        if len(ends) < self.most_kept:  # the rest need not stay in memory
-            kept = {name: leaf.clone() for name, leaf in kept.items()}
-        return Taken(log_posterior[first : ends[-1]], clamped[first : ends[-1]], kept)
+        taken = slice(first, segments[-1])
+        positions = self._positions(state, arguments.results.kept, len(ends))
+        numbers = [end - first for end in ends]
+        results = arguments.results
+        return Taken(results.log_posterior[taken], results.clamped[taken], list(zip(numbers, positions, strict=True)))
+
+    def _positions(self, state: Any, kept: Position, number: int) -> list[Position]:
+        if not kept:
+            return [tree.map(torch.clone, state.position)] * number
+        if number < self.most_kept:  # the rest need not stay in memory
+            kept = tree.map(lambda leaf: leaf[:number].clone(), kept)
+        leaves = {name: leaf.unbind() for name, leaf in kept.items()}
+        return [{name: positions[place] for name, positions in leaves.items()} for place in range(number)]
 
     def _arguments(self, state: Any, chunk: Chunk, batch: Batch, first: int, ends: Sequence[int]) -> Arguments:
         like = next(iter(state.position.values()))
@@ -122,10 +146,10 @@ class Loop:
             noise=chunk.noise,
             settings=settings,
             moving=like.new_ones(self.num_chains, dtype=torch.bool),
-            taken=Taken(
+            results=Results(
                 like.new_empty(steps),
                 like.new_empty(steps, dtype=torch.long),
-                tree.map(lambda leaf: leaf.new_empty((self.most_kept, *leaf.shape)), state.position),
+                {name: _room(state.position[name], self.most_kept) for name in self.keeps},
             ),
             constants=self.inlined.constants,
         )
@@ -143,7 +167,7 @@ class Loop:
             indices=arguments.indices if self.columns is None else narrow(1)(arguments.indices),
             noise=pytree.tree_map(narrow(1), arguments.noise),
             moving=narrow(0)(arguments.moving),
-            taken=pytree.tree_map(narrow(1), arguments.taken),
+            results=pytree.tree_map(narrow(1), arguments.results),
         )
 
     def _native(self, *leaves: Tensor) -> list[Tensor]:
@@ -156,7 +180,7 @@ class Loop:
         def advance(segment: Tensor, step: Tensor, num_segments: Tensor, ends: Tensor, *leaves: Tensor) -> Any:
             arguments = pytree.tree_unflatten([step, num_segments, ends, *leaves], self.structure)
             moved = repeated(within_segment, move, [step], [_at(ends, segment), *leaves])
-            for name, leaf in arguments.taken.kept.items():
+            for name, leaf in arguments.results.kept.items():
                 leaf.index_put_((segment,), arguments.state.position[name])
             return segment + 1, *moved
 
@@ -191,8 +215,8 @@ class Loop:
             if new is not old:
                 old.copy_(new)
         given.moving.copy_(moving)
-        given.taken.log_posterior.index_put_((step,), info.log_posterior)
-        given.taken.clamped.index_put_((step,), info.clamped)
+        given.results.log_posterior.index_put_((step,), info.log_posterior)
+        given.results.clamped.index_put_((step,), info.clamped)
 
     def _stepped(
         self, constants: dict[str, Tensor], state: Any, batch: Batch, noise: Any, settings: Settings
@@ -215,3 +239,7 @@ def _at(tensor: Tensor, index: Tensor) -> Tensor:
     """The entry at a 0-d index that is known in the loop only; indexing by brackets would ask for its value."""
     result: Tensor = torch.ops.aten.index.Tensor(tensor, [index])
     return result
+
+
+def _room(leaf: Tensor, number: int) -> Tensor:
+    return leaf.new_empty((number, *leaf.shape))

@@ -122,15 +122,18 @@ def _quiet(name: str) -> Iterator[None]:
 def cache_folder() -> Path | None:
     """A folder of ours beside what Inductor keeps from one process to the next; None if it has none."""
     try:
-        from torch._inductor.runtime.runtime_utils import cache_dir
+        from torch._inductor.runtime import cache_dir_utils
 
-        return Path(cache_dir()) / "pyro_scale"
+        return Path(cache_dir_utils.cache_dir()) / "pyro_scale"
     except Exception:  # whatever a private function raises
         return None
 
 
 def repeated(
-    test: Callable[..., Tensor], body: Callable[..., Sequence[Tensor]], carried: Sequence[Tensor], fixed: Sequence[Tensor]
+    test: Callable[..., Tensor],
+    body: Callable[..., Sequence[Tensor]],
+    carried: Sequence[Tensor],
+    fixed: Sequence[Tensor],
 ) -> Sequence[Tensor]:
     """Within a function to compile: `body` over and over, while `test` of the same arguments says so.
 
@@ -142,7 +145,8 @@ def repeated(
     """
     from torch._higher_order_ops.while_loop import while_loop_op
 
-    result: Sequence[Tensor] = while_loop_op(test, body, tuple(carried), tuple(fixed))
+    loop: Any = while_loop_op
+    result: Sequence[Tensor] = loop(test, body, tuple(carried), tuple(fixed))
     return result
 
 

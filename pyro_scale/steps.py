@@ -1,0 +1,186 @@
+"""Steps of all chains: by the recorded function, one after another, or many in a native loop once that repays."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from pyro_scale import tree
+from pyro_scale.arriving import arriving_at
+from pyro_scale.capture import Step, fastest
+from pyro_scale.choice import Choice, JitCompile
+from pyro_scale.collected import Taken
+from pyro_scale.compile import CompiledModel
+from pyro_scale.inputs import Chunk, Inputs
+from pyro_scale.local import Table
+from pyro_scale.loop import Loop
+from pyro_scale.native import NativeError
+from pyro_scale.starts import LinAlgError
+from pyro_scale.types import Batch, BoundKernel, Kernel, Position
+
+LARGE = 100_000
+"""Chains of more coordinates run one after another: side by side, their gradients would all be in memory."""
+FIRST_CALL = 64
+CALL_SECONDS = 0.1
+"""Steps of the first call of a native loop; the next last about so long: Ctrl-C and the callback wait for their end."""
+TRIAL_STEPS = 3
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""A loop must take so many steps as the recorded function does, up to rounding relative to the largest number."""
+
+
+class Steps:
+    """The state of all chains, and what moves it.
+
+    Args:
+        compiled: the model.
+        kernel: settings of the algorithm, for messages.
+        table: which part of the state a batch moves.
+        bound: the kernel bound to the table's target.
+        start: position of every chain, in the kernel's coordinates.
+        inputs: of the steps.
+        seed: of a loader's order.
+        jit_compile: whether steps run in native loops; "auto" once that repays.
+
+    Attributes:
+        chains: the kernel's state, with a leading chain axis.
+        batch: of the last step.
+    """
+
+    def __init__(
+        self,
+        compiled: CompiledModel,
+        kernel: Kernel,
+        table: Table,
+        bound: BoundKernel,
+        start: Position,
+        inputs: Inputs,
+        seed: int,
+        jit_compile: JitCompile,
+    ) -> None:
+        self.compiled = compiled
+        self.table = table
+        one = tree.map(lambda leaf: leaf[0], start)
+        num_chains = len(next(iter(start.values())))
+        self.chains = vmap(bound.init)(start, inputs.noise(num_chains, shapes=bound.noise_shape(one)))
+        indices, noise, settings = inputs.example()
+        self.arriving = arriving_at(compiled, seed)
+        self.batch = compiled.batch(indices) if self.arriving is None else self.arriving.example
+        mapped = (True, indices is not None, True, False)
+        every_step_the_same = (1,) if indices is None and self.arriving is None else ()
+        moved = table.rows(self.chains, indices)
+        if table.axes:
+            table.check(kernel, self.chains, vmap(bound.init)(moved.position, noise))
+        self.large = tree.size(one) > LARGE
+
+        def recorded(batch: Batch) -> Step:
+            arguments = (moved, batch, noise, settings)
+            apart = self.large or num_chains == 1
+            return fastest(bound.update, mapped, *arguments, fixed=every_step_the_same, apart=apart)
+
+        self.recorded = recorded(self.batch)
+        self.update = self.recorded.function
+        if self.arriving is not None:
+            self.arriving.expect(self.batch, self.update, lambda batch: recorded(batch).function)
+        self.loop: Loop | None = None
+        self.choice = Choice(jit_compile, self.recorded.recorded, self.recorded.how, self.recorded.reason)
+        self.most_steps = FIRST_CALL
+
+    def take(self, chunk: Chunk, first: int, kept: Sequence[int], remaining: int) -> Taken:
+        """Takes one step of a chunk, or as many as one call of the native loop takes.
+
+        Args:
+            chunk: inputs of the steps.
+            first: number of the first step in the chunk.
+            kept: numbers of the steps before which positions are to be kept.
+            remaining: steps that the run has left.
+        """
+        if self.choice.now(remaining):
+            self.chains = self.table.copied(self.chains)  # a loop writes to it
+            self.loop = self.choice.compiled(lambda: self._compiled(chunk))
+        began = time.perf_counter()
+        if self.arriving is not None:
+            self.batch, self.update = self.arriving.next()
+        if self.loop is None or (self.arriving is not None and len(self.batch.indices) != self.loop.batch_size):
+            taken = self._one(chunk, first, kept)
+        else:
+            last = first + (self.most_steps if self.arriving is None else 1)
+            last = min(last, len(chunk.settings.step_size))
+            taken = self.loop.take(self.chains, chunk, self.batch, first, last, kept)
+            taken = taken._replace(kept=[(number, self.table.position(position)) for number, position in taken.kept])
+        self._took(len(taken.log_posterior), time.perf_counter() - began)
+        return taken
+
+    def position(self) -> Position:
+        """Where all chains are, in the model's unconstrained coordinates; steps to come do not write to it."""
+        position = self.table.position(self.chains.position)
+        return position if self.loop is None else tree.map(torch.clone, position)
+
+    def at(self, chain: int, indices: Tensor | None) -> tuple[Position, Batch]:
+        """Position of one chain, and its rows: those of a step, unless all steps or all chains have the same."""
+        position = tree.map(lambda leaf: leaf[chain], self.position())
+        batch = self.batch if indices is None else self.compiled.batch(indices[chain])
+        return self.compiled.at_rows(position, batch.indices), batch
+
+    def _one(self, chunk: Chunk, number: int, kept: Sequence[int]) -> Taken:
+        """A step by the recorded function, which does not move chains from where the log posterior is not finite."""
+        indices, noise, settings = chunk.step(number)
+        if indices is not None:
+            self.batch = self.compiled.batch(indices)
+        try:
+            after, info = self.update(self.table.rows(self.chains, indices), self.batch, noise, settings)
+        except LinAlgError:  # a matrix of the model is no longer positive definite
+            values = self._one_by_one(indices)
+            return Taken(values.unsqueeze(0), torch.zeros_like(values, dtype=torch.long).unsqueeze(0), [])
+        if torch.isfinite(info.log_posterior).all():
+            self.chains = self.table.write(self.chains, after, indices)
+        wanted = bisect_right(kept, number) < bisect_right(kept, number + 1)
+        positions = [(1, self.position())] if wanted else []
+        return Taken(info.log_posterior.unsqueeze(0), info.clamped.unsqueeze(0), positions)
+
+    def _one_by_one(self, indices: Tensor | None) -> Tensor:
+        """Log posterior of every chain, NaN where the model raises."""
+        num_chains = len(next(iter(self.chains.position.values())))
+        values = torch.full((num_chains,), torch.nan, dtype=torch.float64)
+        for chain in range(num_chains):
+            position, batch = self.at(chain, indices)
+            with suppress(LinAlgError), torch.no_grad():
+                values[chain] = self.compiled(position, batch)
+        return values
+
+    def _compiled(self, chunk: Chunk) -> Loop:
+        columns = None if chunk.indices is None else self.compiled.data.rows
+        loop = Loop(self.recorded, self.table, self.chains, chunk, self.batch, columns)
+        if not self.large:  # a copy of the state would cost memory
+            self._check(loop, chunk)
+        return loop
+
+    def _check(self, loop: Loop, chunk: Chunk) -> None:
+        """Raises `NativeError` where a loop does not take the steps that the recorded function takes."""
+        native, state = self.table.copied(self.chains), self.chains
+        number = min(TRIAL_STEPS, len(chunk.settings.step_size))
+        loop.take(native, chunk, self.batch, 0, number, ())
+        with suppress(LinAlgError):
+            for step in range(number):
+                indices, noise, settings = chunk.step(step)
+                batch = self.batch if indices is None else self.compiled.batch(indices)
+                after, _ = self.update(self.table.rows(state, indices), batch, noise, settings)
+                state = self.table.write(self.table.copied(state), after, indices)
+            for found, expected in zip(pytree.tree_leaves(native), pytree.tree_leaves(state), strict=True):
+                if torch.isfinite(expected).all() and not _close(found, expected):
+                    raise NativeError("the compiled loop takes other steps than the recorded function")
+
+    def _took(self, num_steps: int, seconds: float) -> None:
+        self.choice.took(num_steps, seconds)
+        if num_steps == self.most_steps and self.loop is not None:
+            self.most_steps = max(1, min(4 * num_steps, round(num_steps * CALL_SECONDS / max(seconds, 1e-9))))
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= TOLERANCE[expected.dtype] * expected.abs().max())
