@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types wheel-test clean
+.PHONY: demo test lint types wheel-test bench clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/quickstart.py
@@ -20,8 +20,11 @@ types: .venv/.installed-dev
 wheel-test: .venv/.installed-dev
 	.ci/wheel-test
 
+bench: .venv/.installed .venv-peers/.installed
+	$(BIN)/python tests/benchmarks/run.py
+
 clean:
-	rm -rf .venv out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-peers out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find pyro_scale models diagnostics tests examples -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -35,4 +38,12 @@ $(BIN)/python:
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+# What the benchmarks compare with stays out of .venv: other packages' requirements are not ours.
+.venv-peers/bin/python:
+	$(PYTHON) -m venv .venv-peers
+
+.venv-peers/.installed: tests/benchmarks/requirements.txt constraints.txt | .venv-peers/bin/python
+	.venv-peers/bin/pip install -c constraints.txt -r tests/benchmarks/requirements.txt
 	touch $@

@@ -1,0 +1,30 @@
+"""SGHMC of pyro_scale on a Pyro model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ours.call import infer
+from problems import logistic_regression
+from script import answer, parameters
+
+import pyro_scale as ps
+
+given = parameters()
+torch.set_num_threads(1)
+data = np.load(given["data"])
+posterior = infer(
+    logistic_regression,
+    {"x": data["x"], "y": data["y"]},
+    ps.kernels.SGHMC(step_size=given["step_size"], friction=given["friction"]),
+    num_samples=given["num_samples"],
+    warmup_steps=given["warmup_steps"],
+    thinning=given["thinning"],
+    num_chains=given["num_chains"],
+    batch_size=given["batch_size"],
+    initial={"w": torch.zeros(data["x"].shape[1])},
+    seed=given["seed"],
+    progress=False,
+)
+np.save(given["draws"], posterior.draws["w"].numpy())
+answer(step_microseconds=posterior.timing["sample"] / posterior.num_steps * 1e6, timing=posterior.timing)
