@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from measure import Answers, median
 
 HEADER = ("work", "ours", "peer", "ratio", "goal", "met, or why not")
 
@@ -57,6 +60,15 @@ def row(
     outcome = "; ".join(filter(None, ["met" if met else "no", profile]))
     shown = f"{number(ratio)}x" if goal.unit == "x" else "-"
     return Row(work, ours, peer, shown, str(goal), outcome)
+
+
+def spent(answers: Answers) -> str:
+    """Where the seconds of processes of ours went, by their "import_seconds" and "timing"."""
+    shares = {"imports": median(answers, "import_seconds")}
+    for part in answers[0]["timing"]:
+        shares[part] = statistics.median(answer["timing"][part] for answer in answers)
+    shares["the rest"] = median(answers, "process_seconds") - sum(shares.values())
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in shares.items())
 
 
 def failed(name: str, reason: str) -> Row:
