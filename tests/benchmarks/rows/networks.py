@@ -1,0 +1,53 @@
+"""Networks: a step of SGHMC beside one of SGD on the same network, and the memory that both take."""
+
+from __future__ import annotations
+
+from measure import Bench, Side, median
+from results import Goal, Row, row
+
+# name, what it is, steps, at most so many times as long as SGD
+STEPS = [
+    ("mlp", "MLP 784-256-256-10", 400, 1.3),
+    ("cnn", "CNN of 2 convolutions, 28 x 28", 100, 1.1),
+    ("lstm", "LSTM of 128 units, 20 steps", 100, 1.1),
+]
+
+
+def measure(bench: Bench) -> list[Row]:
+    rows = []
+    for network, name, num_steps, goal in STEPS:
+        given = {"network": network, "num_steps": bench.steps(num_steps, 10)}
+        ours, sgd = bench.alternate(5, Side("ours.network", given), Side("peers.sgd", given))
+        mine, theirs = (median(answers, "step_milliseconds") for answers in (ours, sgd))
+        rows.append(
+            row(
+                f"{name}, batch 128, float32: ms a step of SGHMC",
+                f"{mine:.3g} ms",
+                f"torch.optim.SGD {theirs:.3g} ms",
+                mine / theirs,
+                Goal("<=", goal),
+            )
+        )
+    return [*rows, memory(bench)]
+
+
+def memory(bench: Bench) -> Row:
+    """The goal is about what SGHMC takes beyond the activations, which are what SGD takes beyond its two buffers."""
+    given = {"network": "wide", "num_steps": bench.steps(10, 2)}
+    ours, sgd = bench.alternate(3, Side("ours.network", given), Side("peers.sgd", given))
+    weights = sgd[0]["bytes_of_weights"]
+    mine, steps, theirs = median(ours, "bytes_taken"), median(ours, "bytes_of_steps"), median(sgd, "bytes_taken")
+    activations = theirs - 2 * weights  # gradients and momenta; the weights were there before
+    return row(
+        f"MLP of {weights / 4e6:.1f} million weights: peak memory of SGHMC, less the activations of an SGD step, "
+        "in sizes of the weights",
+        f"{megabytes(mine)} above what was held",
+        f"torch.optim.SGD {megabytes(theirs)}, {megabytes(activations)} of them activations",
+        (mine - activations) / weights,
+        Goal("<=", 3.5),
+        profile=f"weights {megabytes(weights)}; after the first step the peak is {megabytes(steps)}",
+    )
+
+
+def megabytes(number: float) -> str:
+    return f"{number / 1e6:.0f} MB"
