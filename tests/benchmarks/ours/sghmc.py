@@ -24,7 +24,7 @@ posterior = infer(
     thinning=given["thinning"],
     num_chains=given["num_chains"],
     batch_size=given["batch_size"],
-    initial={"w": torch.zeros(data["x"].shape[1])},
+    initial={"w": torch.tensor(given["initial"])},
     seed=given["seed"],
     progress=False,
 )

@@ -52,7 +52,7 @@ def steps(state, key, number):
 
 def chain(key):
     warmup_key, key = jax.random.split(key)
-    start = (jnp.zeros(x.shape[1]), jnp.zeros(x.shape[1]))
+    start = (jnp.array(given["initial"]), jnp.zeros(x.shape[1]))
     state = steps(start, warmup_key, given["warmup_steps"])
 
     def draw(state, key):

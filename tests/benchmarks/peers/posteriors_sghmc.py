@@ -38,7 +38,7 @@ transform = posteriors.sgmcmc.sghmc.build(
 )
 chains, seconds = [], 0.0
 for _ in range(given["num_chains"]):
-    state = transform.init({"w": torch.zeros(x.shape[1])})
+    state = transform.init({"w": torch.tensor(given["initial"])})
     began, draws = time.perf_counter(), []
     num_steps = given["warmup_steps"] + given["num_samples"] * given["thinning"]
     for step in range(1, num_steps + 1):

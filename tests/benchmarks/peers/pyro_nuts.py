@@ -35,6 +35,7 @@ mcmc = MCMC(
     num_samples=given["num_samples"],
     warmup_steps=given["warmup_steps"],
     disable_progbar=True,
+    initial_params={name: torch.tensor(value) for name, value in given["initial"].items()} or None,
 )
 began = time.perf_counter()
 mcmc.run(**data)

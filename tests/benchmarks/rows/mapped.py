@@ -17,12 +17,12 @@ def measure(bench: Bench) -> list[Row]:
     files = write(bench.work, sizes[-1])
 
     def side(num_data: int, network: bool) -> Side:
-        steps = bench.steps(500, 50) if network else bench.steps(40_000, 1_000)  # a pass through 10 million rows
+        steps = bench.steps(2_000, 50) if network else bench.steps(40_000, 1_000)  # a pass through 10 million rows
         given = {**files, "columns": COLUMNS, "num_data": num_data, "num_steps": steps, "network": network, "seed": 0}
         return Side("ours.mapped", given)
 
-    found = bench.alternate(3, *(side(size, network=False) for size in sizes))
-    few, many = bench.alternate(3, side(sizes[0], network=True), side(sizes[-1], network=True))
+    found = bench.alternate(2, *(side(size, network=False) for size in sizes))
+    few, many = bench.alternate(1, side(sizes[0], network=True), side(sizes[-1], network=True))
     first = beyond_the_gather(found[0])
     rows = [
         row(

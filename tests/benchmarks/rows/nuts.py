@@ -47,7 +47,15 @@ def runs(bench: Bench, name: str, model: str, data: Arrays, repeats: int) -> lis
 
     def side(module: str, **settings: Any) -> Side:
         draws = str(bench.work / f"{name}.{module}.{settings}")
-        given = {"model": model, "data": str(path), "draws": draws, "num_samples": num, "warmup_steps": num, "seed": 0}
+        given = {
+            "model": model,
+            "data": str(path),
+            "draws": draws,
+            "num_samples": num,
+            "warmup_steps": num,
+            "seed": 0,
+            "initial": {},
+        }
         return Side(module, given | settings)
 
     return bench.alternate(
