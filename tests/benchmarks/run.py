@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import tempfile
 import time
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def measured(name: str, bench: Bench) -> list[Row]:
     try:
         found: list[Row] = importlib.import_module(f"rows.{name}").measure(bench)
     except Exception as error:
+        traceback.print_exc()
         return [failed(name, f"{type(error).__name__}: {error}")]
     return found
 

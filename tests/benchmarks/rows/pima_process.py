@@ -9,18 +9,19 @@ from .pima import parameters, wrong
 
 
 def measure(bench: Bench) -> list[Row]:
-    def side(module: str, name: str, cache: str = "") -> Side:
-        given = parameters(bench, name, num_samples=2600, warmup_steps=1000, num_chains=1)
-        return Side(module, given, one_core=False, environment={"TORCHINDUCTOR_CACHE_DIR": str(bench.work / cache)})
+    def run(module: str, name: str, repeat: int) -> Answers:
+        given = parameters(bench, f"{name}.{repeat}", seed=repeat, num_samples=2600, warmup_steps=1000, num_chains=1)
+        # it holds precompiled headers as well: an empty one is that of a new machine
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(bench.work / f"cache.{repeat}")}
+        return bench.alternate(1, Side(module, given, one_core=False, environment=cache))[0]
 
     empty: Answers = []
     warm: Answers = []
     blackjax: Answers = []
     for repeat in range(bench.steps(3, 1)):
-        # the cache holds precompiled headers as well: an empty one is that of a new machine
-        for found, name in ((empty, "empty"), (warm, "warm")):
-            found += bench.alternate(1, side("ours.sghmc", f"{name}.{repeat}", f"cache.{repeat}"))[0]
-        blackjax += bench.alternate(1, side("peers.blackjax_sghmc", f"jax.{repeat}"))[0]
+        empty += run("ours.sghmc", "empty", repeat)
+        warm += run("ours.sghmc", "warm", repeat)
+        blackjax += run("peers.blackjax_sghmc", "blackjax", repeat)
     disagreement = wrong("pyro_scale", warm) or wrong("BlackJAX", blackjax)
     theirs = f"BlackJAX {median(blackjax, 'process_seconds'):.1f} s"
 
