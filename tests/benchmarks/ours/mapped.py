@@ -10,7 +10,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from networks import perceptron
-from ours.call import infer
 from problems import logistic_regression
 from script import answer, parameters
 from torch import Tensor
@@ -62,7 +61,7 @@ def gather_microseconds(*gathers: Callable[[Tensor], object]) -> list[float]:
 
 
 model, initial = network() if given["network"] else (logistic_regression, None)
-posterior = infer(
+posterior = ps.infer(
     model,
     data,
     ps.kernels.SGHMC(step_size=1e-3),
@@ -73,6 +72,7 @@ posterior = infer(
     initial=initial,
     seed=given["seed"],
     progress=False,
+    jit_compile=True,
 )
 compiled = ps.compile_model(logistic_regression, data, batch_size=batch_size)
 x, y = compiled.data.rows["x"], compiled.data.rows["y"]
@@ -82,4 +82,5 @@ answer(
     gather_microseconds=ours,
     plain_microseconds=plain,
     timing=posterior.timing,
+    how=posterior.settings["steps_run"],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import memory
 import torch
 from networks import classifier, make
-from ours.call import infer
 from script import answer, parameters
 
 import pyro_scale as ps
@@ -23,7 +22,7 @@ def run(name: str, num_steps: int) -> dict[str, object]:
             peaks.append(memory.peak())
             memory.held()
 
-    posterior = infer(
+    posterior = ps.infer(
         classifier(network),
         {"x": x, "y": y},
         ps.kernels.SGHMC(step_size=1e-3),
@@ -36,6 +35,7 @@ def run(name: str, num_steps: int) -> dict[str, object]:
         keep=[list(initial)[-1]],
         seed=0,
         progress=False,
+        jit_compile=True,
         callback=callback,
     )
     return {
@@ -43,6 +43,7 @@ def run(name: str, num_steps: int) -> dict[str, object]:
         "bytes_taken": max(*peaks, memory.peak()) - before,
         "bytes_of_steps": memory.peak() - before,
         "timing": posterior.timing,
+        "how": posterior.settings["steps_run"],
     }
 
 

@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import torch
-from ours.call import infer
 from problems import logistic_regression
 from script import answer, parameters
 
@@ -15,7 +14,7 @@ import pyro_scale as ps
 import_seconds = time.process_time()  # of the CPU since the process began
 given = parameters()
 data = np.load(given["data"])
-posterior = infer(
+posterior = ps.infer(
     logistic_regression,
     {"x": data["x"], "y": data["y"]},
     ps.kernels.SGHMC(step_size=given["step_size"], friction=given["friction"]),
@@ -27,10 +26,12 @@ posterior = infer(
     initial={"w": torch.tensor(given["initial"])},
     seed=given["seed"],
     progress=False,
+    jit_compile=True,
 )
 np.save(given["draws"], posterior.draws["w"].numpy())
 answer(
     step_microseconds=posterior.timing["sample"] / posterior.num_steps * 1e6,
     import_seconds=import_seconds,
     timing=posterior.timing,
+    how=posterior.settings["steps_run"],
 )
