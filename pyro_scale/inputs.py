@@ -22,9 +22,12 @@ CHUNK_STEPS = 2**13
 CHUNK_BYTES = 2**24
 """At most so many bytes of noise, and of indices, unless one step takes more.
 
-A chunk is two of these at most, and two chunks are held, or one where one step takes more. Memory of this size is used again by the next chunk, where
+A chunk is two of these at most, and two chunks are held. Memory of this size is used again by the next chunk, where
 more of it would be handed back to the system and cleared in between, which takes longer than to draw normals.
 """
+
+AHEAD_BYTES = 2**24
+"""Where one step takes more, as with millions of weights, no second chunk is held: it would cost as much as they do."""
 
 GROUP = 16
 """Torch makes so many normals at a time: steps in multiples of it take the same numbers in chunks of any length."""
@@ -94,7 +97,7 @@ class Inputs:
         numbers = num_chains * sum(shape.numel() for shape in self.shapes.values())
         step_bytes = max(numbers * self.dtype.itemsize, num_chains * (size or 0) * torch.long.itemsize)
         self.chunk_steps = _chunk_steps(step_bytes, num_steps + 1)
-        self.ahead = ahead and step_bytes <= CHUNK_BYTES
+        self.ahead = ahead and step_bytes <= AHEAD_BYTES
         self.thread: ThreadPoolExecutor | None = None
         self.next: Future[tuple[Noise, Tensor | None]] | None = None
         self.before_next: dict[str, Tensor] = {}

@@ -97,7 +97,7 @@ class Loop:
         self.keeps = list(state.position) if self.most_kept > 1 else []
         arguments = self._arguments(state, chunk, batch, 0, [1])
         leaves, self.structure = pytree.tree_flatten(self._parts(arguments)[0])
-        self.compiled = compile_native(self._native, leaves)
+        self.compiled = compile_native(self._native, leaves, writes_at_indices=bool(table.axes))
 
     def take(self, state: Any, chunk: Chunk, batch: Batch, first: int, last: int, kept: Sequence[int]) -> Taken:
         """Takes steps of a chunk, writing to the state.

@@ -35,16 +35,26 @@ OPTIONS = {
     "cpp.max_horizontal_fusion_size": 1,
     "cpp.fallback_scatter_reduce_sum": False,
 }
+WRITES_AT_INDICES = {"max_fusion_size": 1}
+"""Options where tensors are written at indices: a joined loop would read them before all had been written."""
+ADDS = ("index_put", "scatter_add", "scatter_reduce", "index_add")
 
 
 class NativeError(Exception):
     """A function cannot be compiled; the message says why."""
 
 
-def compile_native(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> Compiled:
+def compile_native(
+    function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], *, writes_at_indices: bool = False
+) -> Compiled:
     """Compiles a function of tensors, which may write to them; its result takes a list of tensors, which it empties.
 
     The tensors of every call have the shapes, strides and types of the example.
+
+    Args:
+        function: of tensors, to tensors.
+        example: what it takes.
+        writes_at_indices: whether it writes at indices to what it also reads; where it adds at indices is found out.
 
     Raises:
         NativeError: no C++ compiler, an operation that cannot be lowered, a graph that is too large, another torch.
@@ -57,7 +67,7 @@ def compile_native(function: Callable[..., Sequence[Tensor]], example: Sequence[
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is deprecated within torch
-            return _compiled(function, [tensor.detach() for tensor in example])
+            return _compiled(function, [tensor.detach() for tensor in example], writes_at_indices)
     except NativeError:
         raise
     except Exception as error:  # of a dozen types, from torch and from the C++ compiler
@@ -65,7 +75,9 @@ def compile_native(function: Callable[..., Sequence[Tensor]], example: Sequence[
         raise NativeError(f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}") from error
 
 
-def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> Compiled:
+def _compiled(
+    function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], writes_at_indices: bool
+) -> Compiled:
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.codegen.cpp import CppTile2DKernel
@@ -79,13 +91,15 @@ def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tenso
     fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
     with torch.no_grad():
         graph = make_fx(function, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*fakes)
-        if (count := _num_nodes(graph)) > MOST_NODES:
-            raise NativeError(f"the graph has {count} operations, more than {MOST_NODES}")
+        nodes = _nodes(graph)
+        if len(nodes) > MOST_NODES:
+            raise NativeError(f"the graph has {len(nodes)} operations, more than {MOST_NODES}")
+        apart = WRITES_AT_INDICES if writes_at_indices or any(map(_adds_at_indices, nodes)) else {}
         on_cpu = all(tensor.device.type == "cpu" for tensor in example)
         with (
             V.set_fake_mode(mode),
             tracing(TracingContext(mode)),
-            config.patch(OPTIONS),
+            config.patch({**OPTIONS, **apart}),
             patch.object(CppTile2DKernel, "transform_indexing", _once(CppTile2DKernel.transform_indexing)),
             _quiet("torch._inductor"),
         ):
@@ -208,6 +222,12 @@ def _number(value: Tensor) -> Any:
     return first.item() if bool((value == first).all()) else None
 
 
-def _num_nodes(graph: fx.GraphModule) -> int:
+def _nodes(graph: fx.GraphModule) -> list[fx.Node]:
+    """All of a graph's, and of those within it."""
     modules = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
-    return sum(len(module.graph.nodes) for module in modules)
+    return [node for module in modules for node in module.graph.nodes]
+
+
+def _adds_at_indices(node: fx.Node) -> bool:
+    name = str(node.target).removeprefix("aten.")
+    return name.startswith(ADDS) and (not name.startswith("index_put") or True in node.args)

@@ -68,7 +68,7 @@ def test_a_run_resumes_bit_for_bit(case: KernelCase, monkeypatch: pytest.MonkeyP
     for state in states[1:3]:
         another.restore(state)
         finish(another)
-        for one, other in zip(leaves(another.chains), leaves(whole.chains), strict=True):
+        for one, other in zip(leaves(another.steps.chains), leaves(whole.steps.chains), strict=True):
             assert torch.equal(one, other)
         assert torch.equal(another.collected.draws[-1][1], whole.collected.draws[-1][1])
 
@@ -80,7 +80,7 @@ def test_what_adapts_does_so_in_warm_up_alone(case: KernelCase) -> None:
     def after(num_samples: int, warmup_steps: int) -> torch.Tensor:
         run = Run(MODEL, case.kernel, plan(num_samples, warmup_steps), starts(MODEL, 2), SEEDS)
         finish(run)
-        return torch.cat([flat(run.chains, name) for name in case.adaptive])
+        return torch.cat([flat(run.steps.chains, name) for name in case.adaptive])
 
     first = [case.other[name] for name in case.adaptive]
     assert set(after(5, warmup_steps=0).tolist()) == set(first)
@@ -92,10 +92,10 @@ def test_what_adapts_does_so_in_warm_up_alone(case: KernelCase) -> None:
 def test_float32_stays_float32(case: KernelCase) -> None:
     narrow = compile_model(regression, {"x": X.float(), "y": Y.float()}, batch_size=6)
     run = Run(narrow, case.kernel, plan(10, warmup_steps=10), starts(narrow, 2), SEEDS)
-    assert {leaf.dtype for leaf in leaves(run.chains)} == {torch.float32}
+    assert {leaf.dtype for leaf in leaves(run.steps.chains)} == {torch.float32}
     finish(run)
-    assert {leaf.dtype for leaf in leaves(run.chains)} == {torch.float32}
-    assert all(torch.isfinite(leaf).all() for leaf in leaves(run.chains))
+    assert {leaf.dtype for leaf in leaves(run.steps.chains)} == {torch.float32}
+    assert all(torch.isfinite(leaf).all() for leaf in leaves(run.steps.chains))
 
 
 class Counted(NamedTuple):

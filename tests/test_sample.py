@@ -453,7 +453,7 @@ def test_the_thread_that_draws_ahead_ends_with_the_run(
 def test_seconds_are_told() -> None:
     seconds = sample(compiled(), KERNELS[0], plan(3)).seconds
     assert seconds.keys() == {"capture", "compile", "sample"}
-    assert all(value > 0 for value in seconds.values())
+    assert seconds["compile"] == 0 < min(seconds["capture"], seconds["sample"])
 
 
 def test_a_matrix_model_runs_recorded() -> None:
