@@ -16,6 +16,7 @@ from torch.func import grad_and_value
 
 from pyro_scale.capture import record_or_keep
 from pyro_scale.checks import check_count, checked_seed, derived_seeds
+from pyro_scale.choice import JitCompile, check_jit_compile
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import Model
 from pyro_scale.draws import over_draws
@@ -33,6 +34,9 @@ from .samplers import Potential, Run, nutpie_chain, pyro_chain
 
 logger = logging.getLogger("pyro_scale")
 
+GUESS = (20, 7)
+"""How long trees are is not known at first: as if 20 iterations had taken 7 gradients each."""
+
 
 def nuts(
     model: Model,
@@ -44,6 +48,7 @@ def nuts(
     num_chains: int = 4,
     seed: int | None = None,
     sampler: Literal["pyro", "nutpie"] = "pyro",
+    jit_compile: JitCompile = "auto",
     progress: bool = True,
 ) -> Posterior:
     """Draws from the posterior of a Pyro model by the no-U-turn sampler on all rows, as a reference.
@@ -53,6 +58,7 @@ def nuts(
     found, or where draws from the normal at the mode show that it does not describe the posterior (a hierarchical model
     may have a mode at group sd 0), they run in the unconstrained coordinates, within 2 of 0, and a log line says so.
     Step size and a diagonal mass matrix are adapted in warm-up. Divergent draws are counted in a warning of the log.
+    Every gradient is that of the recorded log posterior, or of native code compiled from it, which all chains share.
 
     Args:
         model: the Pyro model, as for `infer`.
@@ -64,11 +70,16 @@ def nuts(
         seed: of all randomness; None takes a fresh one.
         sampler: "pyro" for Pyro's own NUTS, "nutpie" for nutpie's (`pip install pyro-scale[nutpie]`), which is
             several times faster.
+        jit_compile: True compiles the log posterior to native code (seconds, and a C++ compiler is needed); False runs
+            it as recorded; "auto" starts as recorded and compiles when what is left of the run repays that. Where it
+            cannot be compiled it runs as recorded, and a log line says why.
         progress: show a progress bar on a terminal.
 
     Returns:
         The posterior, on Ctrl-C of the chains that are complete. Its `sample_stats` are `lp`, `diverging`, `step_size`
-        and `acceptance_rate`; its `num_steps` is the mean number of gradients of a chain.
+        and `acceptance_rate`; its `num_steps` is the mean number of gradients of a chain. Its `timing` adds up to the
+        call: "prepare" (until the model is a log posterior), "capture" (with mode and starts), "compile", "sample" and
+        "constrain"; `settings["steps_run"]` is "captured", "compiled" or "eager".
 
     Raises:
         ArgumentError, DataError, ModelError, StartError: before any sampling.
@@ -90,6 +101,7 @@ def nuts(
     num_chains = check_count("num_chains", num_chains, 1)
     warmup_steps = check_count("warmup_steps", num_samples if warmup_steps is None else warmup_steps, 0)
     _check_sampler(sampler, warmup_steps)
+    check_jit_compile(jit_compile)
     seed = checked_seed(seed)
     seeds = derived_seeds(seed, 2 + 2 * num_chains)
     clock = [time.perf_counter()]
@@ -100,24 +112,33 @@ def nuts(
     clock.append(time.perf_counter())
     chain_seeds = seeds[2 : 2 + num_chains]
     coordinates = find_coordinates(compiled, [compiled.initial_position(each) for each in chain_seeds], seeds[1])
-    potential = _potential(compiled, coordinates)
+    potential = _potential(compiled, coordinates, jit_compile)
     starts = [_start(potential, center, each) for center, each in zip(coordinates.centers, chain_seeds, strict=True)]
     clock.append(time.perf_counter())
     potential.calls = 0
     chain = pyro_chain if sampler == "pyro" else nutpie_chain
     chains = [partial(chain, potential, *pair) for pair in zip(starts, seeds[2 + num_chains :], strict=True)]
-    runs = _run_chains(chains, num_samples, warmup_steps, progress)
+    runs = _run_chains(chains, potential, num_samples, warmup_steps, progress)
+    potential.choice.remember()
     clock.append(time.perf_counter())
     stats = {name: torch.stack([run.stats[name] for run in runs]) for name in runs[0].stats}
     _tell_of_divergences(stats["diverging"])
     draws = _constrained(compiled, coordinates, torch.stack([run.draws for run in runs]))
     clock.append(time.perf_counter())
+    prepared, captured, sampled, constrained = np.diff(clock).tolist()
+    compilation = potential.choice.seconds
     return Posterior(
         draws,
         sample_stats=stats,
         num_steps=round(potential.calls / len(runs)),
         step_size=float(stats["step_size"][:, -1].mean()),
-        timing=dict(zip(("compile", "capture", "sample", "constrain"), np.diff(clock).tolist(), strict=True)),
+        timing={
+            "prepare": prepared,
+            "capture": captured,
+            "compile": compilation,
+            "sample": sampled - compilation,
+            "constrain": constrained,
+        },
         settings={
             "method": f"NUTS ({sampler})",
             "seed": seed,
@@ -128,6 +149,7 @@ def nuts(
             "batch_size": None,
             "num_data": compiled.num_data,
             "dtype": str(compiled.data.dtype).removeprefix("torch."),
+            "steps_run": potential.choice.how,
             "whitened": coordinates.whitened is not None,
         },
         compiled=compiled,
@@ -144,18 +166,25 @@ def _tell_of_divergences(diverging: Tensor) -> None:
         )
 
 
-def _run_chains(chains: Sequence[Callable[..., Run]], num_samples: int, warmup_steps: int, progress: bool) -> list[Run]:
+def _run_chains(
+    chains: Sequence[Callable[..., Run]], potential: Potential, num_samples: int, warmup_steps: int, progress: bool
+) -> list[Run]:
     """One chain after another; Ctrl-C returns those that are complete."""
-    reporter = Reporter(len(chains) * (warmup_steps + num_samples), progress, None)
+    num_iterations = len(chains) * (warmup_steps + num_samples)
+    reporter = Reporter(num_iterations, progress, None)
     done = 0
 
     def tick(iterations: int) -> None:
         nonlocal done
         done += iterations
+        guessed, each = GUESS
+        gradients = (potential.calls + guessed * each) / (done + guessed)
+        potential.expect((num_iterations - done) * gradients)
         reporter.update(done, done)
 
     runs: list[Run] = []
     try:
+        tick(0)
         for chain in chains:
             runs.append(chain(num_samples, warmup_steps, tick))
     except KeyboardInterrupt:
@@ -167,7 +196,7 @@ def _run_chains(chains: Sequence[Callable[..., Run]], num_samples: int, warmup_s
     return runs
 
 
-def _potential(compiled: CompiledModel, coordinates: Coordinates) -> Potential:
+def _potential(compiled: CompiledModel, coordinates: Coordinates, jit_compile: JitCompile) -> Potential:
     batch = compiled.batch()
 
     def log_posterior(vector: Tensor, batch: Batch) -> Tensor:
@@ -175,7 +204,7 @@ def _potential(compiled: CompiledModel, coordinates: Coordinates) -> Potential:
 
     example = torch.full_like(coordinates.centers[0], 0.1)
     function, _ = record_or_keep(grad_and_value(log_posterior), example, batch, fixed={1})
-    return Potential(lambda vector: function(vector, batch), example)
+    return Potential(function, example, batch, jit_compile=jit_compile)
 
 
 def _start(potential: Potential, center: Tensor, seed: int) -> Tensor:

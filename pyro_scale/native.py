@@ -183,6 +183,31 @@ class Inlined:
         return result
 
 
+def compiled_function(recorded: Recorded, *example: Any) -> Callable[..., Any]:
+    """A recorded function as native code; it gives NaN where the recorded one raises, because a decomposition failed.
+
+    Args:
+        recorded: the function.
+        example: arguments of a first call; those of every call have the same shapes, strides and types.
+
+    Raises:
+        NativeError: as `compile_native`.
+    """
+    inlined = Inlined(recorded)
+    constants = list(inlined.constants.values())
+    tensors = recorded.tensors(example)
+
+    def flat(*given: Tensor) -> list[Tensor]:
+        return inlined(dict(zip(inlined.constants, given[len(tensors) :], strict=True)), given[: len(tensors)])
+
+    compiled = compile_native(flat, [*tensors, *constants])
+
+    def call(*arguments: Any) -> Any:
+        return recorded.result(compiled([*recorded.tensors(arguments), *constants]))
+
+    return call
+
+
 class _Interpreter(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, constants: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         super().__init__(graph, garbage_collect_values=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import time
 from typing import Any
 
 import arviz as az
@@ -15,13 +16,18 @@ import pytest
 import torch
 from model_cases import CASES, DIM, Case, X, Y, normal
 from posterior_cases import exact_regression, regression
-from pyro_scale.diagnostics import nuts, samplers
+from pyro_scale.diagnostics import nuts, reference, samplers
 from pyro_scale.models import conjugate_regression, eight_schools
 from pyro_scale.models import exact_posterior as exact_moments
 from torch import Tensor
+from torch.func import grad_and_value
 
 from pyro_scale import tree
+from pyro_scale.capture import record
+from pyro_scale.choice import Choice
+from pyro_scale.compile import compile_model
 from pyro_scale.errors import ArgumentError, DataError
+from pyro_scale.native import NativeError
 from pyro_scale.posterior import Posterior
 
 DATA = {"x": X, "y": Y}
@@ -101,7 +107,8 @@ def test_statistics_belong_to_their_draws(run: Posterior) -> None:
 def test_what_a_run_tells_of_itself(run: Posterior) -> None:
     assert run.step_size == pytest.approx(float(run.sample_stats["step_size"][:, -1].mean()))
     assert 1200 < run.num_steps < 10_000  # gradients of a chain: from 2 to 16 for each of 600 iterations
-    assert list(run.timing) == ["compile", "capture", "sample", "constrain"]
+    assert list(run.timing) == ["prepare", "capture", "compile", "sample", "constrain"]
+    assert run.settings["steps_run"] in ("captured", "compiled")
     assert run.settings["whitened"] is True
     assert run.settings["method"] in ("NUTS (pyro)", "NUTS (nutpie)")
     assert (run.settings["num_chains"], run.settings["num_samples"], run.settings["warmup_steps"]) == (2, 400, 200)
@@ -236,14 +243,20 @@ def test_where_the_density_fails_it_is_rejected() -> None:
 
 
 @both_samplers
-def test_a_wall_of_failures_is_a_bound(sampler: Any) -> None:
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_wall_of_failures_is_a_bound(sampler: Any, jit_compile: bool) -> None:
     """A normal law cut off at 0 by a matrix that is not positive definite there: mean sqrt(2 / pi) of 800 draws."""
 
     def cut(vector: Tensor) -> tuple[Tensor, Tensor]:
-        torch.linalg.cholesky(vector[:, None])
-        return -vector, -vector.square().sum() / 2
+        root = torch.linalg.cholesky(vector[:, None])
+        return -vector, -vector.square().sum() / 2 + 0 * root.sum()
 
-    potential = samplers.Potential(cut, torch.ones(1).double())
+    recorded = record(cut, torch.ones(1).double())
+    potential = samplers.Potential(recorded, torch.ones(1).double(), jit_compile=jit_compile)
+    potential.expect(1)
+    assert potential.choice.how == ("compiled" if jit_compile else "captured")
+    gradient, value = potential.evaluate(-torch.ones(1).double())
+    assert value == -torch.inf and gradient == 0
     chain = samplers.pyro_chain if sampler == "pyro" else samplers.nutpie_chain
     start = torch.ones(1).double()
     draws = torch.stack([chain(potential, start, seed, 400, 100, lambda _: None).draws[:, 0] for seed in (1, 2)])
@@ -276,6 +289,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "warm-up": ({"warmup_steps": -1}, "warmup_steps is -1; it must be a whole number of at least 0"),
     "fraction": ({"num_samples": 2.5}, "num_samples is 2.5"),
     "seed": ({"seed": -1}, "seed is -1"),
+    "jit_compile": ({"jit_compile": "yes"}, "jit_compile is 'yes'; it must be True, False or 'auto'"),
     "nutpie": ({"sampler": "nutpie", "warmup_steps": 1}, "warmup_steps is 1; sampler='nutpie' needs at least 2"),
 }
 
@@ -375,3 +389,146 @@ def test_ctrl_c_returns_the_chains_that_are_complete(
     calls, after = 0, 10
     with pytest.raises(KeyboardInterrupt):
         nuts(regression, DATA, num_samples=20, warmup_steps=20, num_chains=2, seed=0)
+
+
+def test_the_compiled_log_posterior_is_the_recorded_one() -> None:
+    """Values and gradients to 1e-10 of their size."""
+    compiled = compile_model(conjugate_regression, DATA)
+    batch = compiled.batch()
+    start = compiled.initial_position(0)
+    example = tree.ravel(start)
+
+    def log_posterior(vector: Tensor) -> Tensor:
+        return compiled(tree.unravel(vector, tree.shapes(start)), batch)
+
+    recorded = record(grad_and_value(log_posterior), example)
+    potential = samplers.Potential(recorded, example, jit_compile=True)
+    potential.expect(1)
+    assert potential.choice.how == "compiled"
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.1, 1.0, 3.0):
+        vector = scale * torch.randn(example.shape, generator=generator, dtype=torch.float64)
+        gradient, value = recorded(vector)
+        found = potential.evaluate(vector)
+        torch.testing.assert_close(found[1], value, rtol=1e-10, atol=0)
+        torch.testing.assert_close(found[0], gradient, rtol=1e-10, atol=1e-10 * float(gradient.abs().max()))
+
+
+def assert_same_run(found: Posterior, expected: Posterior) -> None:
+    assert (found.settings["steps_run"], expected.settings["steps_run"]) == ("compiled", "captured")
+    assert found.timing["compile"] > 0 and expected.timing["compile"] == 0
+    assert found.num_steps == expected.num_steps
+    assert torch.equal(found.sample_stats["diverging"], expected.sample_stats["diverging"])
+    for name in expected.draws:
+        torch.testing.assert_close(found.draws[name], expected.draws[name], rtol=1e-7, atol=1e-9)
+
+
+@both_samplers
+def test_compiled_chains_are_the_recorded_ones(sampler: Any) -> None:
+    found, expected = (
+        nuts(
+            conjugate_regression,
+            DATA,
+            num_samples=8,
+            warmup_steps=4,
+            num_chains=2,
+            seed=5,
+            sampler=sampler,
+            jit_compile=jit_compile,
+        )
+        for jit_compile in (True, False)
+    )
+    assert_same_run(found, expected)
+
+
+@both_samplers
+def test_compilation_in_the_middle_of_a_chain(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(jit_compile: Any) -> Posterior:
+        return nuts(
+            conjugate_regression,
+            DATA,
+            num_samples=40,
+            warmup_steps=80,
+            num_chains=1,
+            seed=6,
+            sampler=sampler,
+            jit_compile=jit_compile,
+        )
+
+    expected = run(False)
+    calls_left: list[float] = []
+
+    def after_a_while(self: Choice, remaining: float) -> bool:
+        calls_left.append(remaining)
+        return not self.is_compiled and 0 < remaining < 0.9 * calls_left[0]
+
+    monkeypatch.setattr(samplers, "POLL_SECONDS", 1e-3)
+    monkeypatch.setattr(Choice, "now", after_a_while)
+    found = run("auto")
+    assert_same_run(found, expected)
+    assert found.timing["sample"] > 0
+
+
+def test_what_is_left_of_a_run_is_estimated_from_the_trees_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chains of 100 iterations of 15 gradients: 7 are guessed at first, and forgotten in the course."""
+    asked: list[float] = []
+    monkeypatch.setattr(samplers.Potential, "expect", lambda self, remaining: asked.append(remaining))
+    potential = samplers.Potential(lambda vector: (-vector, -vector.square().sum() / 2), torch.zeros(1))
+
+    def chain(num_samples: int, warmup_steps: int, tick: samplers.Tick) -> samplers.Run:
+        for _ in range(num_samples + warmup_steps):
+            for _ in range(15):
+                potential.evaluate(torch.zeros(1))
+            tick(1)
+        return samplers.Run(torch.zeros(num_samples, 1), {})
+
+    assert len(reference._run_chains([chain, chain], potential, 60, 40, False)) == 2
+    assert asked[0] == 200 * 7
+    assert asked[20] == pytest.approx(180 * 11)
+    assert asked[150] == pytest.approx(50 * 15, rel=0.1)
+    assert asked[-1] == 0
+
+
+def test_what_cannot_be_compiled_runs_as_recorded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def without_compiler(*arguments: Any) -> Any:
+        raise NativeError("no C++ compiler is found")
+
+    monkeypatch.setattr(samplers, "compiled_function", without_compiler)
+    with caplog.at_level(logging.INFO, "pyro_scale"):
+        run = nuts(regression, DATA, num_samples=4, num_chains=2, seed=0, jit_compile=True)
+    assert run.settings["steps_run"] == "captured"
+    assert caplog.messages == ["Steps are not compiled, and run captured. no C++ compiler is found"]
+
+
+def test_a_model_that_cannot_be_recorded_runs_eagerly(caplog: pytest.LogCaptureFixture) -> None:
+    def branching(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("obs", dist.Normal(x if x > 0 else 2 * x, 1.0), obs=y)
+
+    with caplog.at_level(logging.INFO, "pyro_scale"):
+        run = nuts(branching, {"y": Y}, num_samples=4, num_chains=1, seed=0, jit_compile=True)
+    assert run.settings["steps_run"] == "eager"
+    assert sum("The log posterior runs through Pyro's handlers" in line for line in caplog.messages) == 1
+    assert "not compiled" not in caplog.text
+
+
+def test_a_chain_in_another_thread_tells_how_far_it_is_and_stops_on_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samplers, "POLL_SECONDS", 1e-3)
+    start = torch.ones(2).double()
+    potential = samplers.Potential(lambda vector: (-vector, -vector.square().sum() / 2), start)
+    told: list[int] = []
+    samplers.nutpie_chain(potential, start, 0, 300, 100, told.append)
+    assert sum(told) == 400
+    assert len(told) > 2
+
+    def interrupted(iterations: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        samplers.nutpie_chain(potential, start, 0, 10**6, 100, interrupted)
+    calls = potential.calls
+    time.sleep(0.05)
+    assert potential.calls == calls
