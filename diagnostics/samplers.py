@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
 from pyro.infer.mcmc import MCMC, NUTS
 from torch import Tensor
@@ -19,6 +18,7 @@ from pyro_scale.capture import Recorded
 from pyro_scale.choice import Choice, JitCompile
 from pyro_scale.handlers import seeded
 from pyro_scale.native import compiled_function
+from pyro_scale.records import validation
 from pyro_scale.starts import LinAlgError
 
 Tick = Callable[[int], object]
@@ -123,7 +123,7 @@ def pyro_chain(potential: Potential, start: Tensor, seed: int, num_samples: int,
         disable_progbar=True,
     )
     # without checks of its own coin tosses, which take longer than a compiled gradient
-    with seeded(seed, start.device), pyro.validation_enabled(False):
+    with seeded(seed, start.device), validation(False):
         mcmc.run()
     lp, step_size, running_mean, divergences = torch.tensor(rows[-num_samples:], dtype=torch.float64).T
     stats = {
