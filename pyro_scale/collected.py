@@ -174,14 +174,15 @@ class Collected:
             Names of rows' own sites with a value that is not finite at a position that would be kept.
         """
         before = self.num_steps
-        values = taken.log_posterior.unbind()
-        if finite > 0 and (bad := self._settle(values[0])):
+        settled = [0, *(number for number, _ in taken.kept)]
+        values = iter(taken.log_posterior[[number for number in settled if number < finite]].unbind())
+        if finite > 0 and (bad := self._settle(next(values))):
             return bad
         for number, position in taken.kept:
             if number <= finite:
                 self.num_steps = before + number
                 self.waiting = position
-                if number < finite and (bad := self._settle(values[number])):
+                if number < finite and (bad := self._settle(next(values))):
                     return bad
         moved = min(finite, self.plan.num_steps - before)
         self.num_steps = before + moved
