@@ -72,7 +72,10 @@ def compile_native(
         raise
     except Exception as error:  # of a dozen types, from torch and from the C++ compiler
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise NativeError(f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}") from error
+        kind = type(error).__name__
+        said = lines[0].rstrip(".") if lines else "no message"
+        # Inductor's own error starts with the type of the one that it wraps
+        raise NativeError(said if kind == "InductorError" else f"{kind}: {said}") from error
 
 
 def _compiled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 from kernel_cases import CASES, KernelCase, name_of
 from local_models import crossed
-from small_models import COUNTS, DATA, X, Y, counts, numbers, regression, starts
+from small_models import COUNTS, DATA, NUM_ROWS, X, Y, correlated, counts, numbers, regression, starts
 from torch import Tensor
+from torch._inductor import config
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_scale import capture
@@ -20,7 +22,9 @@ from pyro_scale.capture import CaptureError
 from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.inference import infer
-from pyro_scale.kernels import SGHMC
+from pyro_scale.kernels import SGHMC, SGLD
+from pyro_scale.loop import Loop
+from pyro_scale.native import NativeError, compile_native
 from pyro_scale.sample import run_chains
 from pyro_scale.schedules import cyclical, polynomial
 
@@ -28,7 +32,7 @@ SEEDS = (11, 12)
 KERNEL = SGHMC(step_size=0.1)
 
 
-def sample(model: CompiledModel, kernel: Any, plan: Plan, jit_compile: bool, **options: Any) -> Chains:
+def sample(model: CompiledModel, kernel: Any, plan: Plan, jit_compile: Any, **options: Any) -> Chains:
     start = starts(model, plan.num_chains)
     return run_chains(model, kernel, plan, start, SEEDS, progress=False, jit_compile=jit_compile, **options)
 
@@ -139,18 +143,95 @@ def test_a_run_ends_early_where_a_captured_one_does(num_samples: int) -> None:
 
 def test_a_matrix_that_is_not_positive_definite_ends_the_run() -> None:
     """A decomposition that fails raises where steps are captured; in a native loop it gives NaN."""
-    model = compile_model(correlated, {"y": numbers(12, 1, seed=5).expand(12, 2)}, batch_size=4)
-    plan = Plan(400, 0, 1, 2, ("r",))
-    found, expected = (sample(model, SGHMC(step_size=0.3), plan, jit_compile=way) for way in (True, False))
+    model = compile_model(correlated, {"y": torch.stack([Y, Y + 0.1], 1)})
+    plan = Plan(400, 0, 1, 2, ("rho",))
+    start = {"rho": torch.tensor([0.1, 0.5], dtype=torch.float64)}
+    kernel = SGLD(step_size=0.5)
+    found, expected = (
+        run_chains(model, kernel, plan, start, SEEDS, progress=False, jit_compile=way) for way in (True, False)
+    )
     assert expected.ending is not None and found.ending is not None
     assert found.how == "compiled"
     assert found.ending.reason == expected.ending.reason
-    assert found.draws["r"].shape == expected.draws["r"].shape
+    assert found.draws["rho"].shape == expected.draws["rho"].shape
 
 
-def correlated(y: Tensor) -> None:
-    """A correlation matrix by hand: positive definite for r below 1, which the prior does not say."""
-    r = pyro.sample("r", dist.Normal(0.0, 0.2))
-    matrix = torch.eye(2, dtype=y.dtype) + r * torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=y.dtype)
+def grouped(group: Tensor, y: Tensor) -> None:
+    """The gradient adds at indices, which Inductor must not join with what reads the sums."""
+    spread = pyro.sample("spread", dist.HalfNormal(1.0))
+    with pyro.plate("groups", 3):
+        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+    weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), 2.0)))
     with pyro.plate("data", len(y)):
-        pyro.sample("obs", dist.MultivariateNormal(torch.zeros(2, dtype=y.dtype), matrix), obs=y)
+        pyro.sample("obs", dist.Normal(mean[group] + weights[group], spread), obs=y)
+
+
+def test_gradients_that_add_at_indices() -> None:
+    group = torch.arange(NUM_ROWS) % 3
+    model = compile_model(grouped, {"group": group, "y": Y}, batch_size=6)
+    plan = Plan(50, 0, 2, 2, ("mean", "weights", "spread"))
+    found, expected = (sample(model, KERNEL, plan, jit_compile=way) for way in (True, False))
+    assert found.how == "compiled"
+    assert_same(found, expected)
+
+
+# What cannot be compiled
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "pyro_scale"]
+
+
+@pytest.mark.parametrize("jit_compile", [True, "auto"])
+def test_without_a_compiler_steps_are_captured(
+    jit_compile: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says so, once; the draws are the same."""
+    caplog.set_level(logging.INFO, logger="pyro_scale")
+    monkeypatch.setattr("pyro_scale.choice.TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr("pyro_scale.choice.COMPILE_SECONDS", (0.0, 0.0))
+    model = compile_model(regression, {"x": X + 1, "y": Y}, batch_size=5)  # of which no code is in the cache
+    plan = Plan(20, 0, 20, 2, ("w", "sigma"))
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        found = sample(model, KERNEL, plan, jit_compile)
+    expected = sample(model, KERNEL, plan, jit_compile=False)
+    assert (found.how, found.seconds["compile"] > 0) == ("captured", True)
+    (line,) = messages(caplog)
+    assert line.startswith("Steps are not compiled, and run captured. InvalidCxxCompiler: No working C++ compiler")
+    assert_same(found, expected, tolerance=0)
+
+
+def test_a_loop_that_takes_other_steps_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="pyro_scale")
+    take = Loop.take
+
+    def drifting(self: Loop, state: Any, *arguments: Any) -> Any:
+        taken = take(self, state, *arguments)
+        state.position["w"] += 1e-6
+        return taken
+
+    monkeypatch.setattr(Loop, "take", drifting)
+    model = compile_model(regression, DATA, batch_size=6)
+    plan = Plan(20, 0, 2, 2, ("w", "sigma"))
+    found, expected = (sample(model, KERNEL, plan, jit_compile=way) for way in (True, False))
+    assert found.how == "captured"
+    assert "the compiled loop takes other steps than the recorded function" in messages(caplog)[0]
+    assert_same(found, expected, tolerance=0)
+
+
+def test_what_is_not_recorded_is_not_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="pyro_scale")
+    monkeypatch.setattr(capture, "record", not_recorded)
+    found = sample(compile_model(regression, DATA, batch_size=6), KERNEL, Plan(5, 0, 1, 2, ("w",)), jit_compile=True)
+    assert found.how == "eager"
+    assert "Steps are not compiled, and run eager. Capture failed" in messages(caplog)[-1]
+
+
+def test_a_graph_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_scale.native.MOST_NODES", 3)
+    with pytest.raises(NativeError, match=r"^the graph has \d+ operations, more than 3$"):
+        compile_native(lambda x: [x.sin().cos() + 1], [torch.zeros(3)])
