@@ -110,7 +110,9 @@ class Choice:
         """Tells later runs what was measured in this one."""
         if self.record is None or not self.is_compiled or not self.calls[True]:
             return
-        recorded = self._recorded_seconds() if self.calls[False] else self.known.recorded if self.known else None
+        recorded = self.known.recorded if self.known else None
+        if self.spent[False] >= TRIAL_SECONDS:  # a few calls tell little
+            recorded = self._recorded_seconds()
         _write(self.record, Known(self.in_cache, self.spent[True] / self.calls[True], recorded))
 
     def _saved(self) -> float:

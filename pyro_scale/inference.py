@@ -87,6 +87,11 @@ def infer(
             follow the rows. Where these are latent, `posterior.moments` has their mean and standard deviation.
         save_warmup: keep the positions of the warm-up as well, every `thinning`-th, for
             `posterior.add_groups("warmup_posterior")`.
+        jit_compile: True compiles the steps to a native loop (seconds, and a C++ compiler is needed), which gathers its
+            minibatches itself; False runs a recorded graph, step by step. "auto" starts with the latter and compiles
+            when what is left of the run repays it, as measured, or as known from an earlier run. The draws are the same
+            up to rounding. What cannot be compiled runs as with False, and a log line says why;
+            `posterior.settings["steps_run"]` tells how the last step ran.
         progress: show a progress bar on a terminal.
         callback: called with a `Progress` a few times a second; returning True stops the run and keeps its draws.
 

@@ -18,9 +18,10 @@ from torch.utils import _pytree as pytree
 from pyro_scale import tree
 from pyro_scale.capture import Step
 from pyro_scale.collected import Taken
+from pyro_scale.inlined import Inlined
 from pyro_scale.inputs import Chunk
 from pyro_scale.local import Table
-from pyro_scale.native import Inlined, compile_native, repeated
+from pyro_scale.native import compile_native, repeated
 from pyro_scale.types import Batch, Info, Position, Settings
 
 KEPT_NUMBERS = 2**22

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,12 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_scale.capture import Recorded
-
-aten: Any = torch.ops.aten
+from pyro_scale.inlined import Inlined
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 
 MOST_NODES = 20_000
 """Larger graphs are not compiled: it would take the better part of an hour."""
-
 
 OPTIONS = {
     # graphs with loops are not kept there
@@ -146,46 +144,6 @@ def cache_folder() -> Path | None:
         return None
 
 
-def repeated(
-    test: Callable[..., Tensor],
-    body: Callable[..., Sequence[Tensor]],
-    carried: Sequence[Tensor],
-    fixed: Sequence[Tensor],
-) -> Sequence[Tensor]:
-    """Within a function to compile: `body` over and over, while `test` of the same arguments says so.
-
-    Args:
-        test: returns a 0-d boolean.
-        body: returns the next `carried`; it may write to `fixed`.
-        carried: tensors that change from one turn to the next.
-        fixed: tensors that both see too.
-    """
-    from torch._higher_order_ops.while_loop import while_loop_op
-
-    loop: Any = while_loop_op
-    result: Sequence[Tensor] = loop(test, body, tuple(carried), tuple(fixed))
-    return result
-
-
-class Inlined:
-    """A recorded graph, as part of a function to compile.
-
-    Attributes:
-        constants: those of its constants that must be handed over; others are written into the code.
-    """
-
-    def __init__(self, recorded: Recorded) -> None:
-        self.graph = recorded.graph
-        buffers = dict(self.graph.named_buffers())
-        self.numbers = {name: _number(value) for name, value in buffers.items()}
-        self.constants = {name: value for name, value in buffers.items() if self.numbers[name] is None}
-
-    def __call__(self, constants: Mapping[str, Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-        """What the graph does."""
-        result: list[Tensor] = _Interpreter(self.graph, constants, self.numbers).run(*tensors)
-        return result
-
-
 def compiled_function(recorded: Recorded, *example: Any) -> Callable[..., Any]:
     """A recorded function as native code; it gives NaN where the recorded one raises, because a decomposition failed.
 
@@ -242,12 +200,25 @@ class _Interpreter(fx.Interpreter):
                 self.env[node] = torch.where(failed, torch.nan, value)
 
 
-def _number(value: Tensor) -> Any:
-    """What all entries of a constant are, if they are equal."""
-    if value.numel() == 0:
-        return None
-    first = value.flatten()[0]
-    return first.item() if bool((value == first).all()) else None
+def repeated(
+    test: Callable[..., Tensor],
+    body: Callable[..., Sequence[Tensor]],
+    carried: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Within a function to compile: `body` over and over, while `test` of the same arguments says so.
+
+    Args:
+        test: returns a 0-d boolean.
+        body: returns the next `carried`; it may write to `fixed`.
+        carried: tensors that change from one turn to the next.
+        fixed: tensors that both see too.
+    """
+    from torch._higher_order_ops.while_loop import while_loop_op
+
+    loop: Any = while_loop_op
+    result: Sequence[Tensor] = loop(test, body, tuple(carried), tuple(fixed))
+    return result
 
 
 def _nodes(graph: fx.GraphModule) -> list[fx.Node]:

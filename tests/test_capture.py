@@ -72,7 +72,7 @@ def test_gradients_of_all_chains_are_those_of_one_chain_after_another(
     model = compile_model(case.model, case.data, constants=case.constants, batch_size=size, dtype=torch.float64)
     caplog.clear()  # of the parameters that are held
     gradient = grad_and_value(model)
-    function, how = fastest(gradient, (True, case.minibatch), *inputs(model, 1))
+    function, how, *_ = fastest(gradient, (True, case.minibatch), *inputs(model, 1))
     position, batch = inputs(model, 2)
     one_by_one = [
         gradient(chain_of(position, i), chain_of(batch, i) if case.minibatch else batch) for i in range(CHAINS)
@@ -170,7 +170,7 @@ def test_values_decide_the_course(function: Callable[[Tensor], Any], caplog: pyt
     with pytest.raises(CaptureError, match=r"RuntimeError: .*(value out of a tracing tensor|tolist)"):
         record(function, double(5))
     example, other = double(CHAINS, 5, seed=1), double(CHAINS, 5, seed=2)
-    chosen, how = fastest(function, (True,), example)
+    chosen, how, *_ = fastest(function, (True,), example)
     assert how == "eager, chain by chain"
     assert_equal(chosen(other), torch.stack([torch.as_tensor(function(x)) for x in other]))
     (line,) = lines(caplog)
@@ -196,7 +196,7 @@ def test_a_function_that_reads_outside_state_is_noticed(caplog: pytest.LogCaptur
         calls.append(None)
         return x * len(calls)
 
-    chosen, how = fastest(counting, (True,), double(CHAINS, 5))
+    chosen, how, *_ = fastest(counting, (True,), double(CHAINS, 5))
     assert how == "eager"
     before = len(calls)
     assert_equal(chosen(double(CHAINS, 5, seed=1)), (before + 1) * double(CHAINS, 5, seed=1))
@@ -210,7 +210,7 @@ def test_what_cannot_be_vectorised_is_recorded_for_one_chain(caplog: pytest.LogC
         total = torch.zeros((), dtype=x.dtype)
         return {"total": total.add_(x.sum()), "offset": offset}
 
-    chosen, how = fastest(writes, (True, False), double(CHAINS, 5), double(2))
+    chosen, how, *_ = fastest(writes, (True, False), double(CHAINS, 5), double(2))
     assert how == "captured, chain by chain"
     found = chosen(double(CHAINS, 5, seed=1), double(2, seed=2))
     assert_equal(found, {"total": double(CHAINS, 5, seed=1).sum(1), "offset": double(2, seed=2).expand(CHAINS, 2)})
@@ -233,7 +233,7 @@ def test_steps_are_not_tied_together_by_parameters_of_the_model() -> None:
     calls: list[None] = []
     ways = []
     for function in (reads_values, counting, lambda x: weight * x):
-        chosen, how = fastest(function, (True,), double(CHAINS, 5))
+        chosen, how, *_ = fastest(function, (True,), double(CHAINS, 5))
         ways.append(how)
         assert not chosen(double(CHAINS, 5, seed=1)).requires_grad
     assert ways == ["eager, chain by chain", "eager", "captured"]

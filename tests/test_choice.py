@@ -41,7 +41,7 @@ def known(compile: float, compiled: float, recorded: float | None) -> Choice:
     earlier.in_cache = compile
     if recorded is not None:
         earlier.is_compiled = False
-        earlier.took(100, 100 * recorded)
+        earlier.took(1000, 1000 * recorded)
         earlier.is_compiled = True
     earlier.took(50, 50 * compiled)
     earlier.remember()
