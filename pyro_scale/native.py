@@ -169,37 +169,6 @@ def compiled_function(recorded: Recorded, *example: Any) -> Callable[..., Any]:
     return call
 
 
-class _Interpreter(fx.Interpreter):
-    def __init__(self, graph: fx.GraphModule, constants: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        super().__init__(graph, garbage_collect_values=False)
-        self.constants = constants
-        self.numbers = numbers
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target in self.constants:
-            return self.constants[target]
-        value = super().get_attr(target, args, kwargs)
-        if not isinstance(value, Tensor):
-            return value
-        return torch.full(value.shape, self.numbers[target], dtype=value.dtype, device=value.device)
-
-    def run_node(self, node: fx.Node) -> Any:
-        if node.target is aten._linalg_check_errors.default:
-            self._failures_to_nan(node.all_input_nodes[0])
-            return None
-        return super().run_node(node)
-
-    def _failures_to_nan(self, info: fx.Node) -> None:
-        """Instead of an error that stops a loop, NaN in every matrix that a decomposition failed for."""
-        (source,) = info.all_input_nodes
-        for node in source.users:
-            value = self.env.get(node)
-            if isinstance(value, Tensor) and value.is_floating_point():
-                failed = self.env[info] != 0
-                failed = failed.reshape(*failed.shape, *(1,) * (value.ndim - failed.ndim))
-                self.env[node] = torch.where(failed, torch.nan, value)
-
-
 def repeated(
     test: Callable[..., Tensor],
     body: Callable[..., Sequence[Tensor]],
