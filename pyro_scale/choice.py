@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import resource
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +16,7 @@ import torch
 
 from pyro_scale.capture import Recorded
 from pyro_scale.errors import ArgumentError
-from pyro_scale.native import NativeError, cache_folder
+from pyro_scale.native import NativeError, cache_folder, write
 
 logger = logging.getLogger("pyro_scale")
 
@@ -180,8 +178,4 @@ def _read(path: Path | None) -> Known | None:
 
 def _write(path: Path, known: Known) -> None:
     with suppress(OSError):  # a folder that cannot be written to
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(known._asdict(), file)
-        os.replace(draft, path)
+        write(path, json.dumps(known._asdict()))

@@ -6,10 +6,13 @@ callers go on without.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,6 +35,8 @@ OPTIONS = {
     # loops that were joined side by side read tensors before others had written to them; joining gains nothing here
     "cpp.max_horizontal_fusion_size": 1,
     "cpp.fallback_scatter_reduce_sum": False,
+    # the processor's flags say which vector instructions it has; trial programs would take seconds in every process
+    "cpp.vec_isa_ok": True,
 }
 WRITES_AT_INDICES = {"max_fusion_size": 1}
 """Options where tensors are written at indices: a joined loop would read them before all had been written."""
@@ -79,33 +84,74 @@ def compile_native(
 def _compiled(
     function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], writes_at_indices: bool
 ) -> Compiled:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
+    with torch.no_grad():
+        graph = make_fx(function, _allow_non_fake_inputs=True)(*fakes)
+        nodes = _nodes(graph)
+        if len(nodes) > MOST_NODES:
+            raise NativeError(f"the graph has {len(nodes)} operations, more than {MOST_NODES}")
+        apart = WRITES_AT_INDICES if writes_at_indices or any(map(_adds_at_indices, nodes)) else {}
+        options = {**OPTIONS, **apart}
+        note = _note(graph, example, options)
+        compiled = _of_earlier(note) or _lowered(function, fakes, mode, options, note)
+    return torch.no_grad()(compiled)
+
+
+def _lowered(function: Any, fakes: Sequence[Any], mode: Any, options: dict[str, Any], note: Path | None) -> Compiled:
+    """What Inductor makes of a function; a note tells later processes where its code is."""
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.codegen.cpp import CppTile2DKernel
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.virtualized import V
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
-    with torch.no_grad():
-        graph = make_fx(function, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*fakes)
-        nodes = _nodes(graph)
-        if len(nodes) > MOST_NODES:
-            raise NativeError(f"the graph has {len(nodes)} operations, more than {MOST_NODES}")
-        apart = WRITES_AT_INDICES if writes_at_indices or any(map(_adds_at_indices, nodes)) else {}
-        on_cpu = all(tensor.device.type == "cpu" for tensor in example)
-        with (
-            V.set_fake_mode(mode),
-            tracing(TracingContext(mode)),
-            config.patch({**OPTIONS, **apart}),
-            patch.object(CppTile2DKernel, "transform_indexing", _once(CppTile2DKernel.transform_indexing)),
-            _quiet("torch._inductor"),
-        ):
-            compiled = compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)
-    return torch.no_grad()(compiled)
+    graph = make_fx(function, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*fakes)
+    with (
+        V.set_fake_mode(mode),
+        tracing(TracingContext(mode)),
+        config.patch(options),
+        patch.object(CppTile2DKernel, "transform_indexing", _once(CppTile2DKernel.transform_indexing)),
+        _quiet("torch._inductor"),
+    ):
+        compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=all(fake.device.type == "cpu" for fake in fakes))
+    if note is not None:
+        with suppress(OSError, AttributeError):  # a folder that cannot be written to; not one module
+            write(note, Path(compiled.current_callable.__globals__["__file__"]).stem)
+    lowered: Compiled = compiled
+    return lowered
+
+
+def _note(graph: fx.GraphModule, example: Sequence[Tensor], options: dict[str, Any]) -> Path | None:
+    """Where the name of a graph's code is written: by all that the code depends on."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    modules = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
+    tensors = [(tuple(each.shape), each.stride(), str(each.dtype), str(each.device)) for each in example]
+    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    described = repr((machine, sorted(options.items()), tensors, [module.code for module in modules]))
+    return folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.code"
+
+
+def _of_earlier(note: Path | None) -> Compiled | None:
+    """The code that an earlier process made of the same graph, from where Inductor keeps it."""
+    if note is None or not note.exists():
+        return None
+    try:
+        from torch._inductor import config
+        from torch._inductor.codecache import PyCodeCache, get_path
+
+        name = note.read_text()
+        with config.patch(OPTIONS):
+            compiled: Compiled = PyCodeCache.load_by_key_path(name, get_path(name, "py")[2]).call
+        return compiled
+    except Exception:  # removed, or of another version: made anew
+        return None
 
 
 def _once(transformed: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -132,6 +178,15 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         found.setLevel(level)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.replace(draft, path)
 
 
 def cache_folder() -> Path | None:
