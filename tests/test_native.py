@@ -188,8 +188,9 @@ def test_without_a_compiler_steps_are_captured(
 ) -> None:
     """One line says so, once; the draws are the same."""
     caplog.set_level(logging.INFO, logger="pyro_scale")
-    monkeypatch.setattr("pyro_scale.choice.TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr("pyro_scale.choice.TRIAL_SECONDS", 1e-9)
     monkeypatch.setattr("pyro_scale.choice.COMPILE_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("pyro_scale.choice.HEADER_SECONDS", 0.0)
     model = compile_model(regression, {"x": X + 1, "y": Y}, batch_size=5)  # of which no code is in the cache
     plan = Plan(20, 0, 20, 2, ("w", "sigma"))
     with config.patch({"cpp.cxx": ("no-such-compiler",)}):
