@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +25,11 @@ from pyro_scale.graph import simplify, undecided_shape
 logger = logging.getLogger("pyro_scale")
 
 Function = Callable[..., Any]
+
+LARGE = 2**20
+"""A function of more numbers is traced on shapes alone: none of its results is in memory then."""
+MOST_COMPARED = 2**16
+"""About so many entries of a tensor tell whether a recorded graph gives what the function gives."""
 
 
 class CaptureError(Exception):
@@ -106,9 +112,9 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Re
         out_spec[:] = [structure]
         return [torch.as_tensor(leaf) for leaf in result]
 
+    given = [leaves[i] for i in where]
     try:
-        with torch.no_grad():
-            graph = make_fx(functionalize(flat))(*(leaves[i] for i in where))
+        graph = _traced(flat, given)
     except Exception as error:  # torch raises a dozen types here, and a user's model any
         raise CaptureError(_first_line(error)) from error
     if operation := undecided_shape(graph):
@@ -116,6 +122,17 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Re
     write_out_types(graph)
     simplify(graph, {k: leaves[i] for k, i in enumerate(where) if owners[i] in fixed})
     return Recorded(graph, where, out_spec[0])
+
+
+def _traced(function: Function, given: Sequence[Tensor]) -> fx.GraphModule:
+    def traced(mode: str) -> fx.GraphModule:
+        with torch.no_grad():
+            return make_fx(functionalize(function), tracing_mode=mode, _allow_non_fake_inputs=True)(*given)
+
+    if sum(tensor.numel() for tensor in given) > LARGE:
+        with suppress(Exception):  # what cannot be traced so, can perhaps on values; if not, that tells why
+            return traced("fake")
+    return traced("real")
 
 
 def fastest(
@@ -143,7 +160,7 @@ def fastest(
         vectorised = vmap(function, in_dims=axes)
         try:
             with torch.no_grad():
-                expected = vectorised(*example)
+                expected = _sampled(vectorised(*example))
         except Exception as error:  # whatever vmap cannot do; what is the model's own fault is raised below
             unmappable = f"The model cannot be vectorised over chains: {_first_line(error)}."
         else:
@@ -154,7 +171,7 @@ def fastest(
             chosen = torch.no_grad()(recorded or vectorised)
             return Step(chosen, "captured" if recorded else "eager", recorded, False, reason)
     with torch.no_grad():
-        expected = function(*one_chain)
+        expected = _sampled(function(*one_chain))
     recorded, reason = _recorded(function, one_chain, expected, fixed)
     how = "captured" if recorded else "eager"
     if not apart:
@@ -169,21 +186,21 @@ def fastest(
 
 def record_or_keep(function: Function, *example: Any, fixed: Collection[int] = ()) -> tuple[Function, str]:
     """The recorded function and "captured"; or the function itself and "eager", with a log line that says why."""
-    recorded, reason = _recorded(function, example, function(*example), fixed)
+    recorded, reason = _recorded(function, example, _sampled(function(*example)), fixed)
     if reason:
         logger.info("The log posterior runs through Pyro's handlers. %s", reason)
     return recorded or function, "captured" if recorded else "eager"
 
 
 def _recorded(
-    function: Function, example: tuple[Any, ...], expected: Any, fixed: Collection[int]
+    function: Function, example: tuple[Any, ...], expected: list[Tensor], fixed: Collection[int]
 ) -> tuple[Recorded | None, str]:
-    """The graph and "", or None and why there is none."""
+    """The graph and "", or None and why there is none; `expected` is a sample of what the function gives."""
     try:
         recorded = record(function, *example, fixed=fixed)
     except CaptureError as error:
         return None, f"Capture failed: {error}."
-    if not _agree(recorded(*example), expected):
+    if not all(map(_close, _sampled(recorded(*example)), expected)):
         return None, "The captured graph gives other values: the model reads outside state."
     return recorded, ""
 
@@ -210,9 +227,10 @@ def _chain_by_chain(function: Function, mapped: tuple[bool, ...], *arguments: An
     return pytree.tree_map(lambda *leaves: torch.stack([torch.as_tensor(leaf) for leaf in leaves]), *results)
 
 
-def _agree(one: Any, other: Any) -> bool:
-    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
-    return all(_close(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+def _sampled(result: Any) -> list[Tensor]:
+    """Evenly spaced entries of the tensors in a result: all of them would be in memory while another is computed."""
+    leaves = [torch.as_tensor(leaf).reshape(-1) for leaf in pytree.tree_leaves(result)]
+    return [leaf[:: max(1, leaf.numel() // MOST_COMPARED)].clone() for leaf in leaves]
 
 
 def _num_chains(mapped: tuple[bool, ...], arguments: tuple[Any, ...]) -> int:

@@ -19,7 +19,8 @@ RESHAPED = {
     aten.clone.default,
     aten.lift_fresh_copy.default,
 }
-NEUTRAL = {aten.add.Tensor: 0, aten.mul.Tensor: 1, aten.div.Tensor: 1, aten.pow.Tensor_Scalar: 1}
+NEUTRAL = {aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.mul.Tensor: 1, aten.div.Tensor: 1, aten.pow.Tensor_Scalar: 1}
+ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 COMMUTATIVE = {aten.add.Tensor, aten.mul.Tensor}
 MOST_COMPARED = 1000
 """Larger constants are not looked at for being 0 or 1."""
@@ -48,10 +49,34 @@ def simplify(module: fx.GraphModule, known: Mapping[int, Tensor]) -> None:
         elif (value := _constant(node, values)) is not None:
             values[node] = values[_replaced(module, node, value)] = value
     module.graph.eliminate_dead_code()
+    _to_numbers(module)
+    module.graph.eliminate_dead_code()
     module.recompile()
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
     for name in [name for name, _ in module.named_buffers() if name not in used]:
         delattr(module, name)
+
+
+def _to_numbers(module: fx.GraphModule) -> None:
+    """Holds large constants whose entries are all equal as one number: a prior may have several for every weight."""
+    for node in [node for node in module.graph.nodes if node.op == "get_attr"]:
+        value = getattr(module, node.target)
+        if not isinstance(value, Tensor) or value.numel() <= MOST_COMPARED:
+            continue
+        first = value[(0,) * value.ndim].clone()
+        if not bool((value == first).all()):
+            continue
+        name = f"{node.target}_number"
+        module.register_buffer(name, first, persistent=False)
+        with module.graph.inserting_before(node):
+            number = module.graph.get_attr(name)
+            kinds = {"dtype": value.dtype, "device": value.device}
+            filled = module.graph.call_function(aten.full.default, (list(value.shape), first.item()), kinds)
+        number.meta, filled.meta = {"val": first}, dict(node.meta)
+        for user in list(node.users):
+            if user.target in ARITHMETIC and any(_alike(other, user) for other in user.all_input_nodes if other != node):
+                user.replace_input_with(node, number)
+        node.replace_all_uses_with(filled)
 
 
 def undecided_shape(module: fx.GraphModule) -> str | None:

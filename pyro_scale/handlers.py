@@ -134,7 +134,7 @@ class FromPosition(LatentSource):
 def near_zero(shape: torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
     """Uniform within `START_RADIUS` of 0; the same numbers whatever the type and device of `like`."""
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
-    return ((2 * uniform - 1) * START_RADIUS).to(like)
+    return uniform.mul_(2).sub_(1).mul_(START_RADIUS).to(like)  # in place: it may be as large as all weights
 
 
 class FromValues(LatentSource):

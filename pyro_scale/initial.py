@@ -112,9 +112,10 @@ def _first_finite(
         if given is not None:
             position, inside = given.place(waiting, position)
         if attempt == 0:
-            found = tree.map(torch.clone, position)
-        for name, leaf in position.items():
-            found[name][waiting] = leaf
+            found = position if given is None else tree.map(torch.clone, position)
+        else:
+            for name, leaf in position.items():
+                found[name][waiting] = leaf
         good = _finite(compiled, position, None if rows is None else rows[waiting])
         good = good if inside is None else good & inside
         waiting = [chain for chain, fine in zip(waiting, good.tolist(), strict=True) if not fine]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Distribution
@@ -132,11 +133,38 @@ def log_prob(site: PyroSite, *, unwrap: bool = False, weighted: bool = True) -> 
     fn, value = site["fn"], site["value"]
     events = fn.reinterpreted_batch_ndims if unwrap else 0
     with unvalidated(fn):
-        density = (fn.base_dist if unwrap else fn).log_prob(value)
+        density = _density(fn.base_dist if unwrap else fn, value)
     if not weighted:
         return torch.as_tensor(density)
     mask, scale = (append_axes(weight, events) for weight in (site["mask"], user_scale(site)))
     result: Tensor = scale_and_mask(density, scale, mask)
+    return result
+
+
+def _density(fn: Any, value: Tensor) -> Any:
+    if type(fn) is dist.Independent:
+        return sum_rightmost(_density(fn.base_dist, value), fn.reinterpreted_batch_ndims)
+    return _unexpanded(fn, value).log_prob(value)
+
+
+def _unexpanded(fn: Any, value: Tensor) -> Any:
+    """The distribution with parameters of one entry along axes where all are the same, which `value` is to have.
+
+    `Normal(0, 1).expand([2048, 2048])` squares and takes the log of as many scales; a few such are all that memory
+    holds of a large model.
+    """
+    batch, parameters = fn.batch_shape, {name: leaf for name, leaf in vars(fn).items() if isinstance(leaf, Tensor)}
+    known = type(fn).__module__ == "pyro.distributions.torch" and not fn.event_shape and not any(parts_of(fn))
+    fits = all(leaf.shape == batch for leaf in parameters.values()) and value.shape[value.ndim - len(batch) :] == batch
+    if not known or not parameters or not fits:
+        return fn
+    result = copy(fn)
+    for name, leaf in parameters.items():
+        for axis in range(leaf.ndim):
+            if leaf.stride(axis) == 0 and leaf.shape[axis] > 1:
+                leaf = leaf.narrow(axis, 0, 1)
+        vars(result)[name] = leaf
+    result._batch_shape = torch.broadcast_shapes(*(vars(result)[name].shape for name in parameters))
     return result
 
 

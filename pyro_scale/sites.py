@@ -19,6 +19,9 @@ from pyro_scale.rows import Comparison, RowAxis, check_plates, compare, is_local
 from pyro_scale.support import Supported, check_support, known_supports
 from pyro_scale.types import Position
 
+LARGE = 2**16
+"""Sites of more numbers are not held in an example."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -56,7 +59,7 @@ class Structure:
 
     Attributes:
         sites: name -> site, in order of execution.
-        position: unconstrained values of the reference run, an example of a position.
+        position: an example of a position: unconstrained values of the reference run, 0 at large sites.
         row_dim: name of the plate over the rows; "row" without one.
         minibatch_error: None, or what stands in the way of minibatches and its remedy.
         supports: argument -> the support of what observes it, for rows that come later.
@@ -88,6 +91,8 @@ def describe(model: Model, data: Data, batch_size: int | None, generator: torch.
     reference, elsewhere = reference_runs(model, data, rows, position, generator)
     check_plates(reference, len(indices), data.num_data)
     check_support(model, data, rows, batch_size, reference, elsewhere, position)
+    supports = known_supports(data, rows, reference, elsewhere)
+    del elsewhere  # it has as many values as the position
     check_density(model, data, rows, reference, position)
     compared = compare(model, data, reference, position, indices, generator)
     sites = {name: _site(site, compared) for name, site in reference.sites.items()}
@@ -101,8 +106,13 @@ def describe(model: Model, data: Data, batch_size: int | None, generator: torch.
         _check_no_locals(sites)
     _check_uses_rows(sites, compared, data)
     sites = {name: _with_argument(site, model, data, rows, compared) for name, site in sites.items()}
-    supports = known_supports(data, rows, reference, elsewhere)
-    return Structure(sites, position, row_dim(compared), error, supports)
+    example = {name: leaf if leaf.numel() <= LARGE else _zeros(leaf) for name, leaf in position.items()}
+    return Structure(sites, example, row_dim(compared), error, supports)
+
+
+def _zeros(leaf: Tensor) -> Tensor:
+    """In the memory of one number."""
+    return leaf.new_zeros(()).expand(leaf.shape)
 
 
 def _site(site: PyroSite, compared: Comparison) -> Site:

@@ -102,7 +102,7 @@ class Steps:
             remaining: steps that the run has left.
         """
         if self.choice.now(remaining):
-            self.chains = self.table.copied(self.chains)  # a loop writes to it
+            self._own_chains()
             self.loop = self.choice.compiled(lambda: self._compiled(chunk))
         began = time.perf_counter()
         if self.arriving is not None:
@@ -153,6 +153,14 @@ class Steps:
             with suppress(LinAlgError), torch.no_grad():
                 values[chain] = self.compiled(position, batch)
         return values
+
+    def _own_chains(self) -> None:
+        """Copies the state, which a loop writes to; one leaf after another, and so not all twice in memory."""
+        leaves, structure = pytree.tree_flatten(self.chains)
+        self.chains = None
+        for place in range(len(leaves)):
+            leaves[place] = leaves[place].clone(memory_format=torch.contiguous_format)
+        self.chains = pytree.tree_unflatten(leaves, structure)
 
     def _compiled(self, chunk: Chunk) -> Loop:
         columns = None if chunk.indices is None else self.compiled.data.rows

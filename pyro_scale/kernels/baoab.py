@@ -32,7 +32,7 @@ import torch
 from torch.func import grad_and_value
 
 from pyro_scale import tree
-from pyro_scale.kernels.noise import check_variance, injected_noise, noise_shape
+from pyro_scale.kernels.noise import check_variance, injected_sd, noise_shape
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Position, Schedule, Settings
 
@@ -122,9 +122,9 @@ def update(
     step_size = torch.as_tensor(settings.step_size, dtype=torch.float64, device=log_posterior.device)
     kept = torch.exp(-friction * step_size)
     variance = -torch.expm1(-2 * friction * step_size) * settings.temperature / num_data
-    injected, clamped = injected_noise(variance, step_size * (1 + kept) / 2, gradient_variance, noise)
+    sd, clamped = injected_sd(variance, step_size * (1 + kept) / 2, gradient_variance, noise)
     kicked = tree.map(lambda m, g: (m + step_size / num_data * g).to(m.dtype), state.momentum, gradient)
-    momentum = tree.map(lambda m, z: (kept * m + z).to(m.dtype), kicked, injected)
+    momentum = tree.map(lambda m, s, z: (kept * m + s * z).to(m.dtype), kicked, sd, noise)
     position = tree.map(
         lambda x, before, after: (x + step_size / 2 * (before + after)).to(x.dtype), state.position, kicked, momentum
     )

@@ -39,10 +39,12 @@ def noise_shape(owner: str, gradient_variance: float | Position, position: Posit
     return tree.shapes(position)
 
 
-def injected_noise(
+def injected_sd(
     variance: Any, step_size: Any, gradient_variance: float | Position, noise: Position
 ) -> tuple[Position, Tensor]:
-    r"""$\sqrt{\max(0, \text{variance} - \text{step\_size}^2 V)} \, \xi$, and how many coordinates were clamped at 0.
+    r"""$\sqrt{\max(0, \text{variance} - \text{step\_size}^2 V)}$, and how many coordinates were clamped at 0.
+
+    0-d where it is the same for all coordinates: the noise itself, scaled site by site, is never in memory twice.
 
     Args:
         variance: what one step must add in all for the target law; a scalar or 0-d tensor.
@@ -53,8 +55,8 @@ def injected_noise(
     first = next(iter(noise.values()))
     total = torch.as_tensor(variance, dtype=first.dtype, device=first.device)
     if not isinstance(gradient_variance, dict) and gradient_variance == 0:
-        return tree.scale(noise, total.sqrt()), torch.zeros((), dtype=torch.long, device=first.device)
+        sd = total.sqrt()
+        return tree.map(lambda _: sd, noise), torch.zeros((), dtype=torch.long, device=first.device)
     remaining = tree.map(lambda v: (total - step_size**2 * v).to(v.dtype), tree.full_like(noise, gradient_variance))
     clamped = sum((leaf < 0).sum() for leaf in remaining.values())
-    injected = tree.map(lambda left, z: left.clamp(min=0).sqrt() * z, remaining, noise)
-    return injected, torch.as_tensor(clamped)
+    return tree.map(lambda left: left.clamp(min=0).sqrt(), remaining), torch.as_tensor(clamped)

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from pyro_scale import tree
-from pyro_scale.kernels.noise import check_variance, injected_noise, noise_shape
+from pyro_scale.kernels.noise import check_variance, injected_sd, noise_shape
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Noise, Position, Schedule, Settings
 
@@ -148,12 +148,13 @@ def update(
     scaling = preconditioner(mean_square, weight, damping)
     known = gradient_variance if isinstance(gradient_variance, dict) or gradient_variance else None
     share = 0.0 if known is None else tree.map(torch.mul, scaling, tree.full_like(scaling, known))
-    injected, clamped = injected_noise(2 * step_size * settings.temperature / num_data, step_size, share, noise)
+    sd, clamped = injected_sd(2 * step_size * settings.temperature / num_data, step_size, share, noise)
     position = tree.map(
-        lambda x, p, g, z: (x + step_size / num_data * p * g + p.sqrt() * z).to(x.dtype),
+        lambda x, p, g, s, z: (x + step_size / num_data * p * g + p.sqrt() * (s * z)).to(x.dtype),
         state.position,
         scaling,
         gradient,
-        injected,
+        sd,
+        noise,
     )
     return PSGLDState(position, mean_square, weight), Info(log_posterior, clamped)

@@ -21,7 +21,7 @@ from torch.func import grad_and_value
 
 from pyro_scale import tree
 from pyro_scale.errors import ArgumentError
-from pyro_scale.kernels.noise import check_variance, injected_noise, noise_shape
+from pyro_scale.kernels.noise import check_variance, injected_sd, noise_shape
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Position, Schedule, Settings
 
@@ -120,12 +120,13 @@ def update(
     gradient, log_posterior = grad_and_value(target)(state.position, batch)
     step_size = settings.step_size
     variance = 2 * friction * step_size * settings.temperature / num_data
-    injected, clamped = injected_noise(variance, step_size, gradient_variance, noise)
+    sd, clamped = injected_sd(variance, step_size, gradient_variance, noise)
     momentum = tree.map(
-        lambda m, g, z: ((1 - step_size * friction) * m + step_size / num_data * g + z).to(m.dtype),
+        lambda m, g, s, z: ((1 - step_size * friction) * m + step_size / num_data * g + s * z).to(m.dtype),
         state.momentum,
         gradient,
-        injected,
+        sd,
+        noise,
     )
     position = tree.map(lambda x, m: (x + step_size * m).to(x.dtype), state.position, momentum)
     return SGHMCState(position, momentum), Info(log_posterior, clamped)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch.func import grad_and_value
 
 from pyro_scale import tree
-from pyro_scale.kernels.noise import check_variance, injected_noise, noise_shape
+from pyro_scale.kernels.noise import check_variance, injected_sd, noise_shape
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Noise, Position, Schedule, Settings
 
@@ -93,8 +93,8 @@ def update(
     gradient, log_posterior = grad_and_value(target)(state.position, batch)
     step_size = settings.step_size
     variance = 2 * step_size * settings.temperature / num_data
-    injected, clamped = injected_noise(variance, step_size, gradient_variance, noise)
+    sd, clamped = injected_sd(variance, step_size, gradient_variance, noise)
     position = tree.map(
-        lambda x, g, z: (x + step_size / num_data * g + z).to(x.dtype), state.position, gradient, injected
+        lambda x, g, s, z: (x + step_size / num_data * g + s * z).to(x.dtype), state.position, gradient, sd, noise
     )
     return SGLDState(position), Info(log_posterior, clamped)
