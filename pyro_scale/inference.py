@@ -140,10 +140,11 @@ def infer(
     )
     sampling = getattr(kernel.step_size, "sampling", None)
     plan = Plan(num_samples, warmup_steps, thinning, num_chains, _kept(compiled, keep), save_warmup, sampling)
-    start = initial_positions(compiled, initial, seeds[3:])
+    start = [initial_positions(compiled, initial, seeds[3:])]
     ready = time.perf_counter()
+    # popped: the chains leave their starts, which nothing is to hold in memory then
     chains = run_chains(
-        compiled, kernel, plan, start, seeds[1:3], progress=progress, callback=callback, jit_compile=jit_compile
+        compiled, kernel, plan, start.pop(), seeds[1:3], progress=progress, callback=callback, jit_compile=jit_compile
     )
     constraining = time.perf_counter() - ready - sum(chains.seconds.values())  # all that is left after the last step
     seconds = {"prepare": ready - began, **chains.seconds, "constrain": constraining}

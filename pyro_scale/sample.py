@@ -157,12 +157,11 @@ def run_chains(
 ) -> Chains:
     """Runs all chains from `start`, whose leaves have a leading chain axis.
 
-    `start` is emptied: for millions of weights it would otherwise stay in memory beside the chains that left it.
     The run ends early, keeping its draws, when a value is not finite, the callback says so, or on Ctrl-C.
     """
     began = time.perf_counter()
     run = Run(compiled, kernel, plan, start, seeds, jit_compile)
-    start.clear()
+    del start
     seconds = {"capture": time.perf_counter() - began}
     began = time.perf_counter()
     ending = _to_the_end(run, Reporter(plan.num_steps, progress, callback))

@@ -1,0 +1,173 @@
+"""What a large model holds in memory: its state, and little beside."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, fx
+
+from pyro_scale import capture
+from pyro_scale.allocator import large_tensors_returned
+from pyro_scale.capture import record
+from pyro_scale.collected import Plan
+from pyro_scale.compile import CompiledModel, compile_model
+from pyro_scale.inference import infer
+from pyro_scale.initial import initial_positions
+from pyro_scale.kernels import SGHMC
+from pyro_scale.progress import Progress, Reporter
+from pyro_scale.records import log_prob
+from pyro_scale.sample import Run, run_chains
+
+SHAPE = (1000, 2200)
+NUMBERS = SHAPE[0] * SHAPE[1]
+DATA = {"x": torch.ones(20, SHAPE[0]) / SHAPE[0], "y": torch.zeros(20)}
+PLAN = Plan(2, 5, 1, 1, ("b",), False, None)
+
+
+def network(x: Tensor, y: Tensor) -> None:
+    """One site whose prior is expanded, one whose prior has a tensor of equal entries."""
+    w = pyro.sample("w", dist.Normal(0.0, 0.1).expand(SHAPE).to_event(2))
+    v = pyro.sample("v", dist.Normal(torch.zeros(SHAPE), 0.1 * torch.ones(SHAPE)).to_event(2))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("obs", dist.Normal((x @ (w + v)).tanh().mean(-1) + b, 1.0), obs=y)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> CompiledModel:
+    return compile_model(network, DATA, batch_size=5)
+
+
+def large_storages() -> int:
+    """How many pieces of memory hold as much as one of the large sites."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and each.device.type == "cpu"]
+    real = [each for each in tensors if not isinstance(each, torch._subclasses.FakeTensor)]
+    sizes = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in real}
+    return sum(size >= NUMBERS * 4 for size in sizes.values())
+
+
+def test_a_compiled_model_holds_nothing_of_the_size_of_its_sites() -> None:
+    before = large_storages()
+    compiled = compile_model(network, DATA, batch_size=5)
+    assert large_storages() == before
+    assert compiled.structure.position["w"].shape == SHAPE
+
+
+def test_a_run_holds_position_and_momentum(compiled: CompiledModel) -> None:
+    before = large_storages()
+    start = initial_positions(compiled, None, [0])
+    assert large_storages() == before + 2
+    run = Run(compiled, SGHMC(step_size=0.01), PLAN, start, (1, 2))
+    start.clear()
+    assert large_storages() == before + 4
+    assert run.advance(Reporter(PLAN.num_steps, False, None)) is None
+    assert large_storages() == before + 4
+
+
+def test_starts_are_not_held_through_a_run() -> None:
+    before, held = large_storages(), []
+
+    def count(progress: Progress) -> None:
+        held.append(large_storages())
+
+    settings: dict[str, Any] = {"num_samples": 1, "warmup_steps": 3, "num_chains": 1, "keep": ["b"], "seed": 0}
+    infer(network, DATA, SGHMC(step_size=0.01), batch_size=5, jit_compile=False, callback=count, **settings)
+    start = 2 if sys.version_info < (3, 11) else 0  # whoever calls a function held its arguments then
+    assert held[0] <= before + 5 + start  # position, momentum and noise, which is in one piece
+
+
+def test_a_recorded_prior_has_no_constant_for_every_weight(compiled: CompiledModel) -> None:
+    run = Run(compiled, SGHMC(step_size=0.01), PLAN, initial_positions(compiled, None, [0]), (1, 2))
+    recorded = run.steps.recorded.recorded
+    assert recorded is not None
+    assert max(buffer.numel() for buffer in recorded.graph.buffers()) < 1000
+
+
+def test_tracing_on_shapes_changes_no_draw(
+    compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def draws() -> Tensor:
+        start = initial_positions(compiled, None, [0])
+        return run_chains(compiled, SGHMC(step_size=0.01), PLAN, start, (1, 2), progress=False).draws["b"]
+
+    with caplog.at_level(logging.INFO, "pyro_scale"):
+        on_shapes = draws()
+        monkeypatch.setattr(capture, "LARGE", 2**40)
+        assert torch.equal(draws(), on_shapes)
+    assert not caplog.records
+
+
+def test_what_is_not_traced_on_shapes_is_traced_on_values() -> None:
+    calls = []
+
+    def function(x: Tensor) -> Tensor:
+        calls.append(x)
+        if len(calls) == 1:
+            raise NotImplementedError("an operation without a rule for shapes")
+        return x.sum()
+
+    large = torch.ones(capture.LARGE + 1)
+    assert record(function, large)(large) == capture.LARGE + 1
+
+
+def test_equal_entries_are_kept_where_an_operation_needs_them_all() -> None:
+    ones = torch.ones(30, 40)
+
+    def function(x: Tensor) -> Tensor:
+        return (x * ones).sum() + (ones @ x.T).sum() + (x[0] + ones).sum()
+
+    x = torch.linspace(-1, 1, 1200).reshape(30, 40)
+    recorded = record(function, x)
+    assert max(buffer.numel() for buffer in recorded.graph.buffers()) == 1
+    torch.testing.assert_close(recorded(x), function(x))
+    kept = record(lambda x: x + torch.arange(1200.0).reshape(30, 40), x)
+    torch.testing.assert_close(kept(x), x + torch.arange(1200.0).reshape(30, 40))
+
+
+def test_subtracting_nothing_is_left_out() -> None:
+    recorded = record(lambda x: (x - torch.zeros(3)) * 2, torch.ones(3))
+    targets = [node.target for node in recorded.graph.graph.nodes if node.op == "call_function"]
+    assert targets == [torch.ops.aten.mul.Tensor]
+    assert isinstance(recorded.graph, fx.GraphModule)
+    subtracted = record(lambda x: torch.zeros(3) - x, torch.ones(3))
+    assert torch.equal(subtracted(torch.ones(3)), -torch.ones(3))
+
+
+LOC = torch.tensor([0.5, -1.0, 2.0, 0.0])
+FAMILIES = {
+    "expanded": dist.Normal(0.3, 2.0).expand([3, 4]),
+    "expanded along an axis": dist.Normal(LOC, 2.0).expand([3, 4]),
+    "event": dist.Normal(LOC, 2.0).expand([3, 4]).to_event(1),
+    "events": dist.Laplace(0.3, 2.0).expand([3, 4]).to_event(2),
+    "rates": dist.Gamma(2.0, LOC.exp()).expand([3, 4]),
+    "of other parts": dist.StudentT(3.0, LOC).expand([3, 4]),
+    "transformed": dist.LogNormal(LOC, 1.0).expand([3, 4]),
+    "vectors": dist.MultivariateNormal(LOC, torch.eye(4)).expand([3]),
+    "masked": dist.Normal(LOC, 2.0).expand([3, 4]).mask(torch.arange(4) > 1),
+}
+
+
+@pytest.mark.parametrize("fn", FAMILIES.values(), ids=FAMILIES)
+def test_the_density_of_an_expanded_distribution_is_its_own(fn: Any) -> None:
+    value = torch.rand(3, 4, generator=torch.Generator().manual_seed(0)) + 0.1
+    site = {"fn": fn, "value": value, "mask": None, "scale": 1.0, "cond_indep_stack": ()}
+    torch.testing.assert_close(log_prob(site), fn.log_prob(value))
+
+
+def test_a_value_with_fewer_entries_than_its_distribution_is_counted_for_each() -> None:
+    site = {"fn": dist.Normal(0.0, 1.0).expand([3, 4]), "value": torch.ones(4), "mask": None, "scale": 1.0}
+    assert log_prob({**site, "cond_indep_stack": ()}).shape == (3, 4)
+
+
+def test_the_allocator_serves_as_before() -> None:
+    with large_tensors_returned():
+        tensor = torch.ones(2**20)
+    assert tensor.sum() == 2**20
