@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -125,7 +125,7 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Re
 
 
 def _traced(function: Function, given: Sequence[Tensor]) -> fx.GraphModule:
-    def traced(mode: str) -> fx.GraphModule:
+    def traced(mode: Literal["real", "fake"]) -> fx.GraphModule:
         with torch.no_grad():
             return make_fx(functionalize(function), tracing_mode=mode, _allow_non_fake_inputs=True)(*given)
 

@@ -70,11 +70,13 @@ def _to_numbers(module: fx.GraphModule) -> None:
         module.register_buffer(name, first, persistent=False)
         with module.graph.inserting_before(node):
             number = module.graph.get_attr(name)
-            kinds = {"dtype": value.dtype, "device": value.device}
+            kinds: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
             filled = module.graph.call_function(aten.full.default, (list(value.shape), first.item()), kinds)
         number.meta, filled.meta = {"val": first}, dict(node.meta)
         for user in list(node.users):
-            if user.target in ARITHMETIC and any(_alike(other, user) for other in user.all_input_nodes if other != node):
+            if user.target in ARITHMETIC and any(
+                _alike(other, user) for other in user.all_input_nodes if other != node
+            ):
                 user.replace_input_with(node, number)
         node.replace_all_uses_with(filled)
 

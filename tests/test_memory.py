@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx
 
 from pyro_scale import capture
-from pyro_scale.allocator import large_tensors_returned
 from pyro_scale.capture import record
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
@@ -165,9 +164,3 @@ def test_the_density_of_an_expanded_distribution_is_its_own(fn: Any) -> None:
 def test_a_value_with_fewer_entries_than_its_distribution_is_counted_for_each() -> None:
     site = {"fn": dist.Normal(0.0, 1.0).expand([3, 4]), "value": torch.ones(4), "mask": None, "scale": 1.0}
     assert log_prob({**site, "cond_indep_stack": ()}).shape == (3, 4)
-
-
-def test_the_allocator_serves_as_before() -> None:
-    with large_tensors_returned():
-        tensor = torch.ones(2**20)
-    assert tensor.sum() == 2**20

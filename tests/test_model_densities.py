@@ -247,8 +247,8 @@ def test_a_network_learns_more_than_a_line() -> None:
     line = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)[0]
     kernel = ps.kernels.SGHMC(step_size=0.03, friction=0.5)
     posterior = ps.infer(
-        problem.model, problem.data, kernel, batch_size=64, num_samples=20, warmup_steps=2000, thinning=20, num_chains=1,
-        seed=0, progress=False,
+        problem.model, problem.data, kernel, batch_size=64, num_samples=20, warmup_steps=2000, thinning=20,
+        num_chains=1, seed=0, progress=False,
     )  # fmt: skip
     network = posterior.predict({"x": torch.tensor(new)}).mean["obs"].numpy()
     errors = [np.sqrt(((mean - truth) ** 2).mean()) for mean in (new @ line[:-1] + line[-1], network)]
