@@ -47,8 +47,8 @@ def compiled() -> CompiledModel:
 def large_storages() -> int:
     """How many pieces of memory hold as much as one of the large sites."""
     gc.collect()
-    tensors = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and each.device.type == "cpu"]
-    real = [each for each in tensors if not isinstance(each, torch._subclasses.FakeTensor)]
+    tensors = [each for each in gc.get_objects() if type(each) in (Tensor, torch.nn.Parameter)]
+    real = [each for each in tensors if each.device.type == "cpu" and each.layout is torch.strided]
     sizes = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in real}
     return sum(size >= NUMBERS * 4 for size in sizes.values())
 
