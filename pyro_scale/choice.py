@@ -27,9 +27,9 @@ TRIAL_SECONDS = 0.25
 """So long calls of the recorded graph are timed before "auto" decides, where no earlier compilation tells more."""
 OPERATION_SECONDS = 2.5e-6
 """What an operation of a recorded graph costs beside its arithmetic, and in native code does not."""
-COMPILE_SECONDS = (4.0, 0.03)
+COMPILE_SECONDS = (2.3, 0.02)
 """A first compilation takes so long, and so much more for each operation."""
-HEADER_SECONDS = 6.0
+HEADER_SECONDS = 3.0
 """The first of all on a machine also compiles torch's headers."""
 
 
