@@ -52,12 +52,15 @@ class Choice:
         recorded: the graph; None if there is none.
         how: how calls run as yet, for the log.
         reason: why there is no graph.
+        variant: what else the code depends on, as the length of a chunk.
 
     Attributes:
         seconds: spent on compilation.
     """
 
-    def __init__(self, jit_compile: JitCompile, recorded: Recorded | None, how: str, reason: str = "") -> None:
+    def __init__(
+        self, jit_compile: JitCompile, recorded: Recorded | None, how: str, reason: str = "", variant: object = ()
+    ) -> None:
         self.wanted = jit_compile is not False
         self.sure = jit_compile is True
         self.recorded = recorded
@@ -67,7 +70,7 @@ class Choice:
         self.is_compiled = False
         self.calls = {False: 0, True: 0}
         self.spent = {False: 0.0, True: 0.0}
-        self.record = _record_of(recorded) if recorded is not None and self.wanted else None
+        self.record = _record_of(recorded, variant) if recorded is not None and self.wanted else None
         self.known = _read(self.record)
 
     def now(self, remaining: float) -> bool:
@@ -110,14 +113,14 @@ class Choice:
             return
         recorded = self.known.recorded if self.known else None
         if self.spent[False] >= TRIAL_SECONDS:  # a few calls tell little
-            recorded = self._recorded_seconds()
+            recorded = self.recorded_seconds()
         _write(self.record, Known(self.in_cache, self.spent[True] / self.calls[True], recorded))
 
     def _saved(self) -> float:
         """Seconds by which a compiled call is quicker."""
         if self.known is not None:
-            return (self.known.recorded or self._recorded_seconds()) - self.known.compiled
-        return min(0.95 * self._recorded_seconds(), self._operations() * OPERATION_SECONDS)
+            return (self.known.recorded or self.recorded_seconds()) - self.known.compiled
+        return min(0.95 * self.recorded_seconds(), self._operations() * OPERATION_SECONDS)
 
     def _cost(self) -> float:
         """Seconds that the compilation will take."""
@@ -127,8 +130,9 @@ class Choice:
         assert self.record is not None
         return first + each * self._operations() + (0 if self.record.parent.exists() else HEADER_SECONDS)
 
-    def _recorded_seconds(self) -> float:
-        return self.spent[False] / self.calls[False]
+    def recorded_seconds(self) -> float:
+        """Of a call of the recorded graph; 0 if none was timed."""
+        return self.spent[False] / max(1, self.calls[False])
 
     def _operations(self) -> int:
         assert self.recorded is not None
@@ -151,7 +155,7 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _record_of(recorded: Recorded) -> Path | None:
+def _record_of(recorded: Recorded, variant: object) -> Path | None:
     """Where what is known of a graph is written; None without a folder for it."""
     folder = cache_folder()
     if folder is None:
@@ -161,7 +165,7 @@ def _record_of(recorded: Recorded) -> Path | None:
         for node in recorded.graph.graph.nodes
         if isinstance(value := node.meta.get("val"), torch.Tensor)
     ]
-    described = f"{torch.__version__} {recorded.graph.code} {shapes}"
+    described = f"{torch.__version__} {torch.get_num_threads()} {variant} {recorded.graph.code} {shapes}"
     return folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.json"
 
 

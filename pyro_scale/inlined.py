@@ -12,18 +12,27 @@ from pyro_scale.capture import Recorded
 
 aten: Any = torch.ops.aten
 
+FEW_NUMBERS = 16
+
 
 class Inlined:
     """A recorded graph, as part of a function to compile.
+
+    Args:
+        recorded: the function.
+        of_data: whether its constants may come from the data, so that small ones are not written into the code.
 
     Attributes:
         constants: those of its constants that must be handed over; others are written into the code.
     """
 
-    def __init__(self, recorded: Recorded) -> None:
+    def __init__(self, recorded: Recorded, of_data: bool) -> None:
         self.graph = recorded.graph
         buffers = dict(self.graph.named_buffers())
-        self.numbers = {name: _number(value) for name, value in buffers.items()}
+        self.numbers = {
+            name: None if of_data and value.numel() <= FEW_NUMBERS else _number(value)
+            for name, value in buffers.items()
+        }
         self.constants = {name: value for name, value in buffers.items() if self.numbers[name] is None}
 
     def __call__(self, constants: Mapping[str, Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:

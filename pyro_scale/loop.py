@@ -1,8 +1,7 @@
 """Steps of a chunk as one loop of native code, which gathers its minibatches and keeps draws by itself.
 
-A loop turns over the positions to be kept, and within it one over the steps that lead to each, so that nothing is
-copied that is not kept. States are written in place. A chain whose log posterior is not finite stands still from
-there on, so that what stopped it can be looked at.
+A loop turns over the positions to be kept, and within it one over the steps that lead to each: nothing else is copied.
+States are written in place. A chain whose log posterior is not finite stands still from there on, to be looked at.
 """
 
 from __future__ import annotations
@@ -71,6 +70,7 @@ class Loop:
         chunk: inputs of a first chunk.
         batch: of a first step.
         columns: data argument -> all rows, of which each step gathers its batch; None where batches are handed over.
+        single: whether each call takes one step, of a batch of its own.
 
     Raises:
         NativeError: it cannot be compiled.
@@ -84,6 +84,7 @@ class Loop:
         chunk: Chunk,
         batch: Batch,
         columns: dict[str, Tensor] | None,
+        single: bool = False,
     ) -> None:
         assert step.recorded is not None
         self.recorded = step.recorded
@@ -92,9 +93,13 @@ class Loop:
         self.scale = batch.scale
         self.batch_size = batch.indices.shape[-1]
         self.apart = step.apart
-        self.inlined = Inlined(self.recorded)
+        # what is folded of all rows is the data's; the code is to serve other data of the same sizes
+        self.inlined = Inlined(self.recorded, of_data=columns is None)
+        self.single = single
+        self.settings: tuple[Settings, Tensor] | None = None
         self.num_chains = len(next(iter(state.position.values())))
-        self.most_kept = max(1, min(chunk.length, KEPT_NUMBERS // tree.size(state.position)))
+        most = 1 if single else min(chunk.length, KEPT_NUMBERS // tree.size(state.position))
+        self.most_kept = max(1, most)
         self.keeps = list(state.position) if self.most_kept > 1 else []
         arguments = self._arguments(state, chunk, batch, 0, [1])
         leaves, self.structure = pytree.tree_flatten(self._parts(arguments)[0])
@@ -135,17 +140,18 @@ class Loop:
 
     def _arguments(self, state: Any, chunk: Chunk, batch: Batch, first: int, ends: Sequence[int]) -> Arguments:
         like = next(iter(state.position.values()))
-        padded = [*ends, *[ends[-1]] * (self.most_kept - len(ends))]
+        stops = torch.zeros(self.most_kept, dtype=torch.long)
+        stops[: len(ends)] = torch.tensor(ends)
         steps = (chunk.length, self.num_chains)
-        settings = torch.stack(tuple(chunk.settings), 1)
-        settings = torch.cat([settings, settings[-1:].expand(chunk.length - len(settings), -1)])
+        rows = batch.data if self.columns is None else self.columns
         return Arguments(
-            counters=(torch.tensor(first), torch.tensor(len(ends)), torch.tensor(padded)),
+            counters=(torch.tensor(first), torch.tensor(len(ends)), stops),
             state=state,
-            rows=batch.data if self.columns is None else self.columns,
+            # a loader's batches may have any strides, the compiled code those of the first
+            rows=tree.map(torch.Tensor.contiguous, rows) if self.single else rows,
             indices=batch.indices if self.columns is None else chunk.indices,
             noise=chunk.noise,
-            settings=settings,
+            settings=self._columns(chunk),
             moving=like.new_ones(self.num_chains, dtype=torch.bool),
             results=Results(
                 like.new_empty(steps),
@@ -154,6 +160,14 @@ class Loop:
             ),
             constants=self.inlined.constants,
         )
+
+    def _columns(self, chunk: Chunk) -> Tensor:
+        """Settings of all steps, `(num_steps, 3)`, repeated where the run ends before the chunk; made once a chunk."""
+        if self.settings is None or self.settings[0] is not chunk.settings:
+            joined = torch.stack(tuple(chunk.settings), 1)
+            last = joined[-1:].expand(chunk.length - len(joined), -1)
+            self.settings = chunk.settings, torch.cat([joined, last])
+        return self.settings[1]
 
     def _parts(self, arguments: Arguments) -> list[Arguments]:
         """The arguments of all chains, or of one after another, where the step is of one."""

@@ -29,6 +29,8 @@ Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 MOST_NODES = 20_000
 """Larger graphs are not compiled: it would take the better part of an hour."""
 
+LOWERING = 1
+"""Of what Inductor is asked, and how it is corrected, in this file: code of an earlier number is not loaded."""
 OPTIONS = {
     # graphs with loops are not kept there
     "fx_graph_cache": False,
@@ -120,7 +122,7 @@ def _lowered(function: Any, fakes: Sequence[Any], mode: Any, options: dict[str, 
     ):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=all(fake.device.type == "cpu" for fake in fakes))
     if note is not None:
-        with suppress(OSError, AttributeError):  # a folder that cannot be written to; not one module
+        with suppress(OSError, AttributeError, KeyError):  # a folder that cannot be written to; not one module
             write(note, Path(compiled.current_callable.__globals__["__file__"]).stem)
     lowered: Compiled = compiled
     return lowered
@@ -129,12 +131,13 @@ def _lowered(function: Any, fakes: Sequence[Any], mode: Any, options: dict[str, 
 def _note(graph: fx.GraphModule, example: Sequence[Tensor], options: dict[str, Any]) -> Path | None:
     """Where the name of a graph's code is written: by all that the code depends on."""
     folder = cache_folder()
-    if folder is None:
+    if folder is None or any(tensor.device.type != "cpu" for tensor in example):
         return None
     modules = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
     tensors = [(tuple(each.shape), each.stride(), str(each.dtype), str(each.device)) for each in example]
-    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-    described = repr((machine, sorted(options.items()), tensors, [module.code for module in modules]))
+    chosen = sorted(item for item in os.environ.items() if item[0].startswith("TORCHINDUCTOR_"))
+    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), chosen)
+    described = repr((LOWERING, machine, sorted(options.items()), tensors, [module.code for module in modules]))
     return folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.code"
 
 
@@ -209,7 +212,7 @@ def compiled_function(recorded: Recorded, *example: Any) -> Callable[..., Any]:
     Raises:
         NativeError: as `compile_native`.
     """
-    inlined = Inlined(recorded)
+    inlined = Inlined(recorded, of_data=True)
     constants = list(inlined.constants.values())
     tensors = recorded.tensors(example)
 

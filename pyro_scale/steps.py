@@ -29,7 +29,7 @@ LARGE = 100_000
 """Chains of more coordinates run one after another: side by side, their gradients would all be in memory."""
 FIRST_CALL = 64
 CALL_SECONDS = 0.1
-"""Steps of the first call of a native loop; the next last about so long: Ctrl-C and the callback wait for their end."""
+"""At most so many steps in the first call of a native loop; the next last about so long, which Ctrl-C waits for."""
 TRIAL_STEPS = 3
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """A loop must take so many steps as the recorded function does, up to rounding relative to the largest number."""
@@ -72,6 +72,7 @@ class Steps:
         indices, noise, settings = inputs.example()
         self.arriving = arriving_at(compiled, seed)
         self.batch = compiled.batch(indices) if self.arriving is None else self.arriving.example
+        self.example = self.batch  # of the length that is compiled for
         mapped = (True, indices is not None, True, False)
         every_step_the_same = (1,) if indices is None and self.arriving is None else ()
         moved = table.rows(self.chains, indices)
@@ -89,7 +90,9 @@ class Steps:
         if self.arriving is not None:
             self.arriving.expect(self.batch, self.update, lambda batch: recorded(batch).function)
         self.loop: Loop | None = None
-        self.choice = Choice(jit_compile, self.recorded.recorded, self.recorded.how, self.recorded.reason)
+        self.choice = Choice(
+            jit_compile, self.recorded.recorded, self.recorded.how, self.recorded.reason, inputs.chunk_steps
+        )
         self.most_steps = FIRST_CALL
 
     def take(self, chunk: Chunk, first: int, kept: Sequence[int], remaining: int) -> Taken:
@@ -104,6 +107,9 @@ class Steps:
         if self.choice.now(remaining):
             self._own_chains()
             self.loop = self.choice.compiled(lambda: self._compiled(chunk))
+            self.most_steps = max(
+                1, min(FIRST_CALL, int(CALL_SECONDS / (self.choice.recorded_seconds() or CALL_SECONDS)))
+            )
         began = time.perf_counter()
         if self.arriving is not None:
             self.batch, self.update = self.arriving.next()
@@ -164,21 +170,27 @@ class Steps:
 
     def _compiled(self, chunk: Chunk) -> Loop:
         columns = None if chunk.indices is None else self.compiled.data.rows
-        loop = Loop(self.recorded, self.table, self.chains, chunk, self.batch, columns)
+        single = self.arriving is not None
+        loop = Loop(self.recorded, self.table, self.chains, chunk, self.example, columns, single)
         if not self.large:  # a copy of the state would cost memory
-            self._check(loop, chunk)
+            try:
+                self._check(loop, chunk)
+            except NativeError:
+                raise
+            except Exception as error:  # of the native code, since the recorded function has run before
+                raise NativeError(f"its first steps fail: {error}") from error
         return loop
 
     def _check(self, loop: Loop, chunk: Chunk) -> None:
         """Raises `NativeError` where a loop does not take the steps that the recorded function takes."""
         native, state = self.table.copied(self.chains), self.chains
-        number = min(TRIAL_STEPS, len(chunk.settings.step_size))
-        loop.take(native, chunk, self.batch, 0, number, ())
+        number = 1 if loop.single else min(TRIAL_STEPS, len(chunk.settings.step_size))
+        loop.take(native, chunk, self.example, 0, number, ())
         with suppress(LinAlgError):
             for step in range(number):
                 indices, noise, settings = chunk.step(step)
-                batch = self.batch if indices is None else self.compiled.batch(indices)
-                after, _ = self.update(self.table.rows(state, indices), batch, noise, settings)
+                batch = self.example if indices is None else self.compiled.batch(indices)
+                after, _ = self.recorded.function(self.table.rows(state, indices), batch, noise, settings)
                 state = self.table.write(self.table.copied(state), after, indices)
             for found, expected in zip(pytree.tree_leaves(native), pytree.tree_leaves(state), strict=True):
                 if torch.isfinite(expected).all() and not _close(found, expected):
@@ -191,4 +203,7 @@ class Steps:
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= TOLERANCE[expected.dtype] * expected.abs().max())
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
+    apart = (found - expected).abs().sum()  # 0 for an empty tensor
+    return bool(apart <= TOLERANCE[expected.dtype] * expected.abs().sum())

@@ -128,6 +128,24 @@ def test_batches_of_a_loader() -> None:
         torch.testing.assert_close(found.draws[name], expected.draws[name], rtol=1e-10, atol=0)
 
 
+def test_compiling_after_the_short_batch_of_a_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code is of the usual length, whatever batch was the last; strides may change from batch to batch."""
+
+    def collated(items: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        xs, ys = (torch.stack(column) for column in zip(*items, strict=True))
+        return [xs.T.contiguous().T if float(ys.sum()) > 0 else xs, ys]
+
+    calls = iter([False, False, False, False, True])  # the fourth batch of 20 rows has 2
+    monkeypatch.setattr("pyro_scale.choice.Choice.now", lambda self, remaining: next(calls, False))
+    loader = DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True, collate_fn=collated)
+    options: dict[str, Any] = {"num_samples": 10, "warmup_steps": 5, "thinning": 2, "num_chains": 2, "seed": 4}
+    found = infer(regression, loader, KERNEL, progress=False, **options)
+    expected = infer(regression, loader, KERNEL, progress=False, jit_compile=False, **options)
+    assert (found.settings["steps_run"], expected.settings["steps_run"]) == ("compiled", "captured")
+    for name in expected.draws:
+        torch.testing.assert_close(found.draws[name], expected.draws[name], rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("num_samples", [10, 1000])
 def test_a_run_ends_early_where_a_captured_one_does(num_samples: int) -> None:
     """With the same draws, at the same step, by the same words."""
