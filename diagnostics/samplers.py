@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_scale.capture import Recorded
 from pyro_scale.choice import Choice, JitCompile
 from pyro_scale.handlers import seeded
-from pyro_scale.native import compiled_function
+from pyro_scale.inlined import compiled_function
 from pyro_scale.records import validation
 from pyro_scale.starts import LinAlgError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import resource
@@ -16,7 +15,7 @@ import torch
 
 from pyro_scale.capture import Recorded
 from pyro_scale.errors import ArgumentError
-from pyro_scale.native import NativeError, cache_folder, write
+from pyro_scale.native import NativeError, kept_by, write
 
 logger = logging.getLogger("pyro_scale")
 
@@ -157,16 +156,12 @@ def _children() -> float:
 
 def _record_of(recorded: Recorded, variant: object) -> Path | None:
     """Where what is known of a graph is written; None without a folder for it."""
-    folder = cache_folder()
-    if folder is None:
-        return None
     shapes = [
         (tuple(value.shape), str(value.dtype), str(value.device))
         for node in recorded.graph.graph.nodes
         if isinstance(value := node.meta.get("val"), torch.Tensor)
     ]
-    described = f"{torch.__version__} {torch.get_num_threads()} {variant} {recorded.graph.code} {shapes}"
-    return folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.json"
+    return kept_by((torch.__version__, torch.get_num_threads(), variant, recorded.graph.code, shapes), "json")
 
 
 def _read(path: Path | None) -> Known | None:

@@ -1,18 +1,20 @@
-"""A recorded graph as part of a function to compile."""
+"""A recorded graph as part of a function to compile, or as the whole of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from pyro_scale.capture import Recorded
+from pyro_scale.native import compile_native
 
 aten: Any = torch.ops.aten
 
 FEW_NUMBERS = 16
+"""Constants of at most so many may be summaries of the data."""
 
 
 class Inlined:
@@ -39,6 +41,31 @@ class Inlined:
         """What the graph does."""
         result: list[Tensor] = _Interpreter(self.graph, constants, self.numbers).run(*tensors)
         return result
+
+
+def compiled_function(recorded: Recorded, *example: Any) -> Callable[..., Any]:
+    """A recorded function as native code; it gives NaN where the recorded one raises, because a decomposition failed.
+
+    Args:
+        recorded: the function.
+        example: arguments of a first call; those of every call have the same shapes, strides and types.
+
+    Raises:
+        NativeError: as `compile_native`.
+    """
+    inlined = Inlined(recorded, of_data=True)
+    constants = list(inlined.constants.values())
+    tensors = recorded.tensors(example)
+
+    def flat(*given: Tensor) -> list[Tensor]:
+        return inlined(dict(zip(inlined.constants, given[len(tensors) :], strict=True)), given[: len(tensors)])
+
+    compiled = compile_native(flat, [*tensors, *constants])
+
+    def call(*arguments: Any) -> Any:
+        return recorded.result(compiled([*recorded.tensors(arguments), *constants]))
+
+    return call
 
 
 class _Interpreter(fx.Interpreter):

@@ -21,9 +21,6 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_scale.capture import Recorded
-from pyro_scale.inlined import Inlined
-
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 
 MOST_NODES = 20_000
@@ -42,7 +39,7 @@ OPTIONS = {
 }
 WRITES_AT_INDICES = {"max_fusion_size": 1}
 """Options where tensors are written at indices: a joined loop would read them before all had been written."""
-ADDS = ("index_put", "scatter_add", "scatter_reduce", "index_add")
+ADDS = ("index_put_accumulate", "scatter_add", "scatter_reduce", "index_add")
 
 
 class NativeError(Exception):
@@ -96,14 +93,12 @@ def _compiled(
         nodes = _nodes(graph)
         if len(nodes) > MOST_NODES:
             raise NativeError(f"the graph has {len(nodes)} operations, more than {MOST_NODES}")
-        apart = WRITES_AT_INDICES if writes_at_indices or any(map(_adds_at_indices, nodes)) else {}
-        options = {**OPTIONS, **apart}
-        note = _note(graph, example, options)
-        compiled = _of_earlier(note) or _lowered(function, fakes, mode, options, note)
+        note = _note(graph, example, writes_at_indices)
+        compiled = _of_earlier(note) or _lowered(function, fakes, mode, writes_at_indices, note)
     return torch.no_grad()(compiled)
 
 
-def _lowered(function: Any, fakes: Sequence[Any], mode: Any, options: dict[str, Any], note: Path | None) -> Compiled:
+def _lowered(function: Any, fakes: Sequence[Any], mode: Any, writes_at_indices: bool, note: Path | None) -> Compiled:
     """What Inductor makes of a function; a note tells later processes where its code is."""
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
@@ -116,7 +111,7 @@ def _lowered(function: Any, fakes: Sequence[Any], mode: Any, options: dict[str, 
     with (
         V.set_fake_mode(mode),
         tracing(TracingContext(mode)),
-        config.patch(options),
+        config.patch(_options(graph, writes_at_indices)),
         patch.object(CppTile2DKernel, "transform_indexing", _once(CppTile2DKernel.transform_indexing)),
         _quiet("torch._inductor"),
     ):
@@ -128,17 +123,21 @@ def _lowered(function: Any, fakes: Sequence[Any], mode: Any, options: dict[str, 
     return lowered
 
 
-def _note(graph: fx.GraphModule, example: Sequence[Tensor], options: dict[str, Any]) -> Path | None:
+def _options(graph: fx.GraphModule, writes_at_indices: bool) -> dict[str, Any]:
+    """For a graph taken apart: before that, an operation may hide that it adds at indices."""
+    apart = writes_at_indices or any(map(_adds_at_indices, _nodes(graph)))
+    return {**OPTIONS, **WRITES_AT_INDICES} if apart else OPTIONS
+
+
+def _note(graph: fx.GraphModule, example: Sequence[Tensor], writes_at_indices: bool) -> Path | None:
     """Where the name of a graph's code is written: by all that the code depends on."""
-    folder = cache_folder()
-    if folder is None or any(tensor.device.type != "cpu" for tensor in example):
+    if any(tensor.device.type != "cpu" for tensor in example):
         return None
     modules = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
     tensors = [(tuple(each.shape), each.stride(), str(each.dtype), str(each.device)) for each in example]
     chosen = sorted(item for item in os.environ.items() if item[0].startswith("TORCHINDUCTOR_"))
     machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), chosen)
-    described = repr((LOWERING, machine, sorted(options.items()), tensors, [module.code for module in modules]))
-    return folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.code"
+    return kept_by((LOWERING, machine, writes_at_indices, tensors, [module.code for module in modules]), "code")
 
 
 def _of_earlier(note: Path | None) -> Compiled | None:
@@ -192,6 +191,12 @@ def write(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
+def kept_by(described: object, suffix: str) -> Path | None:
+    """The file of what is kept from one process to the next, by all that it depends on; None without a folder."""
+    folder = cache_folder()
+    return folder and folder / f"{hashlib.sha256(repr(described).encode()).hexdigest()[:32]}.{suffix}"
+
+
 def cache_folder() -> Path | None:
     """A folder of ours beside what Inductor keeps from one process to the next; None if it has none."""
     try:
@@ -200,31 +205,6 @@ def cache_folder() -> Path | None:
         return Path(cache_dir_utils.cache_dir()) / "pyro_scale"
     except Exception:  # whatever a private function raises
         return None
-
-
-def compiled_function(recorded: Recorded, *example: Any) -> Callable[..., Any]:
-    """A recorded function as native code; it gives NaN where the recorded one raises, because a decomposition failed.
-
-    Args:
-        recorded: the function.
-        example: arguments of a first call; those of every call have the same shapes, strides and types.
-
-    Raises:
-        NativeError: as `compile_native`.
-    """
-    inlined = Inlined(recorded, of_data=True)
-    constants = list(inlined.constants.values())
-    tensors = recorded.tensors(example)
-
-    def flat(*given: Tensor) -> list[Tensor]:
-        return inlined(dict(zip(inlined.constants, given[len(tensors) :], strict=True)), given[: len(tensors)])
-
-    compiled = compile_native(flat, [*tensors, *constants])
-
-    def call(*arguments: Any) -> Any:
-        return recorded.result(compiled([*recorded.tensors(arguments), *constants]))
-
-    return call
 
 
 def repeated(
@@ -255,5 +235,5 @@ def _nodes(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def _adds_at_indices(node: fx.Node) -> bool:
-    name = str(node.target).removeprefix("aten.")
-    return name.startswith(ADDS) and (not name.startswith("index_put") or True in node.args)
+    name = str(node.target)
+    return any(each in name for each in ADDS) or ("index_put" in name and True in node.args)

@@ -25,7 +25,7 @@ ORDER = [
     "types", "tree", "errors", "checks", "schedules", "floating", "curvature", "kernels", "arrays", "datasets",
     "data", "records", "params", "contraction", "enumeration", "subsample", "handlers", "first_runs", "orders",
     "loaders", "plates", "rows", "support", "sites", "outputs", "starts", "terms", "compile", "graph", "capture",
-    "inlined", "native", "choice", "keyed", "batches", "hessian", "mode", "whitening", "gradient", "local", "inputs",
+    "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "whitening", "gradient", "local", "inputs",
     "arriving", "progress", "collected", "loop", "steps", "draws", "given", "initial", "sample", "other_rows",
     "predict", "inference_data", "groups", "health", "posterior", "files", "bayesian", "inference", "__init__",
     "__main__",

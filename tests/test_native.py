@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._inductor import config
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_scale import capture
+from pyro_scale import capture, native
 from pyro_scale.capture import CaptureError
 from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel, compile_model
@@ -184,13 +184,35 @@ def grouped(group: Tensor, y: Tensor) -> None:
         pyro.sample("obs", dist.Normal(mean[group] + weights[group], spread), obs=y)
 
 
-def test_gradients_that_add_at_indices() -> None:
+def embedded(group: Tensor, y: Tensor) -> None:
+    """The same by an operation that says only when it is taken apart that it adds at indices."""
+    spread = pyro.sample("spread", dist.HalfNormal(1.0))
+    mean = pyro.sample("mean", dist.Normal(0.0, 2.0).expand([3, 2]).to_event(2))
+    weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), 2.0)))
+    with pyro.plate("data", len(y)):
+        location = torch.nn.functional.embedding(group, mean).sum(-1) + weights[0]
+        pyro.sample("obs", dist.Normal(location, spread), obs=y)
+
+
+@pytest.mark.parametrize("model", [grouped, embedded])
+def test_gradients_that_add_at_indices(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled as other graphs are not, and to the same draws."""
+    chosen: list[dict[str, Any]] = []
+    options = native._options
+
+    def watched(*arguments: Any) -> dict[str, Any]:
+        chosen.append(options(*arguments))
+        return chosen[-1]
+
+    monkeypatch.setattr(native, "_options", watched)
+    monkeypatch.setattr(native, "_of_earlier", lambda note: None)
     group = torch.arange(NUM_ROWS) % 3
-    model = compile_model(grouped, {"group": group, "y": Y}, batch_size=6)
+    model = compile_model(model, {"group": group, "y": Y}, batch_size=6)
     plan = Plan(50, 0, 2, 2, ("mean", "weights", "spread"))
     found, expected = (sample(model, KERNEL, plan, jit_compile=way) for way in (True, False))
     assert found.how == "compiled"
     assert_same(found, expected)
+    assert chosen == [{**native.OPTIONS, **native.WRITES_AT_INDICES}]
 
 
 # What cannot be compiled
