@@ -154,7 +154,6 @@ def fastest(
         fixed: positions of arguments that are the same in every call.
         apart: chain by chain even if it can be vectorised: for one chain, or chains that are large.
     """
-    one_chain = _chain(0, mapped, example)
     if not apart:
         axes = tuple(_axes(argument, yes) for argument, yes in zip(example, mapped, strict=True))
         vectorised = vmap(function, in_dims=axes)
@@ -170,6 +169,7 @@ def fastest(
             # a model that holds parameters would otherwise tie every step to all the ones before
             chosen = torch.no_grad()(recorded or vectorised)
             return Step(chosen, "captured" if recorded else "eager", recorded, False, reason)
+    one_chain = _chain(0, mapped, example)
     with torch.no_grad():
         expected = _sampled(function(*one_chain))
     recorded, reason = _recorded(function, one_chain, expected, fixed)

@@ -95,7 +95,7 @@ class Run:
         """Goes on from a state of a run with the same arguments, and collects the draws after those it had."""
         self.step, self.steps.chains = state.step, self.table.copied(state.chains)
         # the position of the last step had not got its log posterior yet
-        waiting = self.steps.position() if self.plan.kept_within(state.step - 1, state.step) else None
+        waiting = self.steps.position() if self.plan.kept_after(state.step) else None
         self.collected = self._collected(state.step, waiting)
         self.inputs.restore(state.inputs)
 

@@ -444,43 +444,21 @@ def assert_same_run(found: Posterior, expected: Posterior) -> None:
 
 @both_samplers
 def test_compiled_chains_are_the_recorded_ones(sampler: Any, native_calls: list[Tensor]) -> None:
-    def run(jit_compile: bool) -> Posterior:
-        return nuts(
-            conjugate_regression,
-            DATA,
-            num_samples=8,
-            warmup_steps=4,
-            num_chains=2,
-            seed=5,
-            sampler=sampler,
-            jit_compile=jit_compile,
-        )
-
+    sizes: dict[str, Any] = {"num_samples": 8, "warmup_steps": 4, "num_chains": 2, "seed": 5, "sampler": sampler}
     began = time.perf_counter()
-    found = run(True)
+    found = nuts(conjugate_regression, DATA, jit_compile=True, **sizes)
     whole = time.perf_counter() - began
     assert 0.9 * whole < sum(found.timing.values()) <= whole
     assert len(native_calls) == pytest.approx(2 * found.num_steps, abs=1)
-    assert_same_run(found, run(False))
+    assert_same_run(found, nuts(conjugate_regression, DATA, jit_compile=False, **sizes))
 
 
 @both_samplers
 def test_compilation_in_the_middle_of_a_chain(
     sampler: Any, native_calls: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(jit_compile: Any) -> Posterior:
-        return nuts(
-            conjugate_regression,
-            DATA,
-            num_samples=40,
-            warmup_steps=80,
-            num_chains=1,
-            seed=6,
-            sampler=sampler,
-            jit_compile=jit_compile,
-        )
-
-    expected = run(False)
+    sizes: dict[str, Any] = {"num_samples": 40, "warmup_steps": 80, "num_chains": 1, "seed": 6, "sampler": sampler}
+    expected = nuts(conjugate_regression, DATA, jit_compile=False, **sizes)
     calls_left: list[float] = []
 
     def after_a_while(self: Choice, remaining: float) -> bool:
@@ -489,7 +467,7 @@ def test_compilation_in_the_middle_of_a_chain(
 
     monkeypatch.setattr(samplers, "POLL_SECONDS", 1e-3)
     monkeypatch.setattr(Choice, "now", after_a_while)
-    found = run("auto")
+    found = nuts(conjugate_regression, DATA, jit_compile="auto", **sizes)
     assert_same_run(found, expected)
     assert 0 < len(native_calls) < found.num_steps
 
