@@ -1,10 +1,9 @@
-"""Which positions of a run are kept, those kept so far, and the moments of what is too large to keep."""
+"""Which positions of a run are kept, and those kept so far."""
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_scale.errors import ArgumentError
+from pyro_scale.moments import Moments, RunningMoments
 from pyro_scale.types import Position
 
 
@@ -86,60 +86,26 @@ class Taken(NamedTuple):
     Attributes:
         log_posterior: where each step started, `(num_steps, num_chains)`.
         clamped: as in `Info`, `(num_steps, num_chains)`.
-        kept: after so many of these steps, the position `(num_chains, *site)`.
+        kept: after how many of these steps positions were kept, in order.
+        positions: those, `(len(kept), num_chains, *site)`.
     """
 
     log_posterior: Tensor
     clamped: Tensor
-    kept: list[tuple[int, Position]]
+    kept: Sequence[int]
+    positions: Position
 
 
-class Moments(NamedTuple):
-    """Mean and standard deviation over the draws of a chain, `(num_chains, *site)`; the latter NaN for one draw."""
+class Kept(NamedTuple):
+    """Positions that were kept, one after another, and the log posterior there.
 
-    mean: Tensor
-    sd: Tensor
-
-
-class RunningMoments:
-    """Mean and standard deviation of functions of positions that are not kept: Welford (1962).
-
-    Args:
-        values: positions of all chains -> name -> `(num_chains, ...)`.
-        kept: names whose draws are kept, so that their moments need not be.
-        left_out: sites of a position that are not needed for anything else.
+    Attributes:
+        positions: `(n, num_chains, *site)`.
+        log_posterior: `(n, num_chains)`.
     """
 
-    def __init__(
-        self, values: Callable[[Position], dict[str, Tensor]], kept: Collection[str], left_out: Collection[str]
-    ) -> None:
-        self.values = values
-        self.kept = kept
-        self.left_out = left_out
-        self.count = 0
-        self.mean: dict[str, Tensor] = {}
-        self.squares: dict[str, Tensor] = {}
-
-    def add(self, position: Position) -> list[str]:
-        """Takes one more position of every chain into account, unless some values are not finite: their names."""
-        values, count = self.values(position), self.count + 1
-        if bad := [name for name, value in values.items() if not torch.isfinite(value).all()]:
-            return bad
-        mean, squares = {}, {}
-        for name, value in values.items():
-            if name in self.kept:
-                continue
-            away = value - self.mean.get(name, 0)
-            mean[name] = self.mean.get(name, 0) + away / count
-            squares[name] = self.squares.get(name, 0) + away * (value - mean[name])
-        # in one go: Ctrl-C may come between any two statements
-        self.count, self.mean, self.squares = count, mean, squares
-        return []
-
-    def result(self) -> dict[str, Moments]:
-        """Name -> moments so far."""
-        degrees = self.count - 1 if self.count > 1 else math.nan
-        return {name: Moments(mean, (self.squares[name] / degrees).sqrt()) for name, mean in self.mean.items()}
+    positions: Position
+    log_posterior: Tensor
 
 
 class Collected:
@@ -148,7 +114,7 @@ class Collected:
     Args:
         plan: which positions are kept.
         num_steps: steps taken before.
-        waiting: the position after them, if it is kept.
+        waiting: the position after them, `(1, num_chains, *site)`, if it is kept.
         moments: of sites that are not kept.
     """
 
@@ -161,11 +127,16 @@ class Collected:
     ) -> None:
         self.plan = plan
         self.moments = moments
-        self.draws: list[tuple[Position, Tensor]] = []
+        self.draws: list[Kept] = []
         self.warmup: list[Position] = []
         self.waiting = waiting
         self.num_steps = num_steps
         self.clamped = torch.zeros(plan.num_chains, dtype=torch.long)
+
+    @property
+    def num_draws(self) -> int:
+        """Draws kept so far by a chain."""
+        return sum(len(kept.log_posterior) for kept in self.draws)
 
     def took(self, taken: Taken, finite: int) -> list[str]:
         """Steps were taken, of which the first `finite` started where the log posterior is finite.
@@ -174,35 +145,41 @@ class Collected:
             Names of rows' own sites with a value that is not finite at a position that would be kept.
         """
         before = self.num_steps
-        settled = [0, *(number for number, _ in taken.kept)]
-        values = iter(taken.log_posterior[[number for number in settled if number < finite]].unbind())
-        if finite > 0 and (bad := self._settle(next(values))):
+        if self.waiting is not None and finite > 0:
+            if bad := self._settle([before], self.waiting, taken.log_posterior[:1]):
+                return bad
+            self.waiting = None
+        settled, reached = bisect_left(taken.kept, finite), bisect_right(taken.kept, finite)
+        numbers = list(taken.kept[:settled])
+        steps = [before + number for number in numbers]
+        if bad := self._settle(steps, _between(taken.positions, 0, settled), taken.log_posterior[numbers]):
             return bad
-        for number, position in taken.kept:
-            if number <= finite:
-                self.num_steps = before + number
-                self.waiting = position
-                if number < finite and (bad := self._settle(next(values))):
-                    return bad
+        if reached > settled:
+            self.waiting = _between(taken.positions, settled, reached)
         moved = min(finite, self.plan.num_steps - before)
         self.num_steps = before + moved
         self.clamped += taken.clamped[:moved].sum(0).cpu()
         return []
 
-    def _settle(self, log_posterior: Tensor) -> list[str]:
-        """The value at the position that waits, which is finite; names as above."""
-        if self.waiting is None:
-            return []
-        left_out = () if self.moments is None else self.moments.left_out
-        kept = {name: leaf for name, leaf in self.waiting.items() if name not in left_out}
-        if self.num_steps > self.plan.warmup_steps:
-            if self.moments is not None and (bad := self.moments.add(self.waiting)):
-                return bad
-            self.draws.append((kept, log_posterior))  # in one go: Ctrl-C may come between any two
-        else:
-            self.warmup.append(kept)
-        self.waiting = None
-        return []
+    def _settle(self, steps: Sequence[int], positions: Position, log_posterior: Tensor) -> list[str]:
+        """Positions after these steps, and the values there, which are finite; names as above."""
+        first_draw, last = bisect_right(steps, self.plan.warmup_steps), len(steps)
+        bad: list[str] = []
+        if self.moments is not None:
+            for place in range(first_draw, last):
+                if bad := self.moments.add({name: leaf[place] for name, leaf in positions.items()}):
+                    self.num_steps, last = steps[place], place
+                    break
+            positions = {name: leaf for name, leaf in positions.items() if name not in self.moments.left_out}
+        if first_draw > 0:
+            self.warmup.append(_between(positions, 0, first_draw))
+        if last > first_draw:  # in one go: Ctrl-C may come between any two statements
+            self.draws.append(Kept(_between(positions, first_draw, last), log_posterior[first_draw:last]))
+        return bad
+
+
+def _between(positions: Position, first: int, last: int) -> Position:
+    return {name: leaf[first:last] for name, leaf in positions.items()}
 
 
 class Ending(NamedTuple):

@@ -26,12 +26,12 @@ ROW_NUMBERS = 2**22
 
 
 def constrain(compiled: CompiledModel, positions: list[Position], keep: tuple[str, ...]) -> dict[str, Tensor]:
-    """Positions of all chains, one after another, as constrained values `(num_chains, len(positions), *site)`."""
+    """Positions `(n, num_chains, *site)`, one block after another, as values `(num_chains, sum of n, *site)`."""
     if not positions:
         return {name: torch.empty(0) for name in keep}
-    stacked = {name: torch.stack([position[name] for position in positions], 1) for name in positions[0]}
-    num_chains, num_draws = next(iter(stacked.values())).shape[:2]
-    rows = tree.map(lambda leaf: leaf.flatten(0, 1), stacked)
+    by_chain = {name: torch.cat([leaves[name].transpose(0, 1) for leaves in positions], 1) for name in positions[0]}
+    num_chains, num_draws = next(iter(by_chain.values())).shape[:2]
+    rows = tree.map(lambda leaf: leaf.flatten(0, 1), by_chain)
 
     def kept(position: Position) -> dict[str, Tensor]:
         return compiled.constrain(position, keep)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from pyro_scale import inference_data
 from pyro_scale.checks import check_path
-from pyro_scale.collected import Moments
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model, names_of
 from pyro_scale.errors import DataError, FileFormatError, ModelError
 from pyro_scale.groups import data_groups
+from pyro_scale.moments import Moments
 from pyro_scale.plates import prepare
 from pyro_scale.posterior import MOMENT_GROUPS, Posterior
 

@@ -125,18 +125,17 @@ class Loop:
         for part in self._parts(arguments):
             self.compiled(pytree.tree_leaves(part))
         taken = slice(first, segments[-1])
-        positions = self._positions(state, arguments.results.kept, len(ends))
-        numbers = [end - first for end in ends]
         results = arguments.results
-        return Taken(results.log_posterior[taken], results.clamped[taken], list(zip(numbers, positions, strict=True)))
+        positions = self._positions(state, results.kept, len(ends))
+        return Taken(results.log_posterior[taken], results.clamped[taken], [end - first for end in ends], positions)
 
-    def _positions(self, state: Any, kept: Position, number: int) -> list[Position]:
+    def _positions(self, state: Any, kept: Position, number: int) -> Position:
+        if number == 0:
+            return {}
         if not kept:
-            return [tree.map(torch.clone, state.position)] * number
-        if number < self.most_kept:  # the rest need not stay in memory
-            kept = tree.map(lambda leaf: leaf[:number].clone(), kept)
-        leaves = {name: leaf.unbind() for name, leaf in kept.items()}
-        return [{name: positions[place] for name, positions in leaves.items()} for place in range(number)]
+            return tree.map(lambda leaf: leaf.unsqueeze(0).clone(), state.position)
+        # where there are fewer, the rest need not stay in memory
+        return kept if number == self.most_kept else tree.map(lambda leaf: leaf[:number].clone(), kept)
 
     def _arguments(self, state: Any, chunk: Chunk, batch: Batch, first: int, ends: Sequence[int]) -> Arguments:
         like = next(iter(state.position.values()))

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from pyro_scale import inference_data
 from pyro_scale.checks import check_count, check_path, check_seed
-from pyro_scale.collected import Chains, Moments, Plan
+from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.draws import at_random, thinned
 from pyro_scale.errors import ArgumentError, MissingModelError
 from pyro_scale.groups import Group, arrays, axis_names, data_groups, prior_draws
+from pyro_scale.moments import Moments
 from pyro_scale.other_rows import can_score, new_rows
 from pyro_scale.predict import Prediction, log_likelihood, predictive
 from pyro_scale.types import Kernel

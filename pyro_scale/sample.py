@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pyro_scale import tree
 from pyro_scale.choice import JitCompile
-from pyro_scale.collected import Chains, Collected, Ending, Plan, RunningMoments
+from pyro_scale.collected import Chains, Collected, Ending, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.draws import constrain, over_draws
 from pyro_scale.inputs import Chunk, Inputs
 from pyro_scale.local import Table
+from pyro_scale.moments import RunningMoments
 from pyro_scale.progress import Callback, Reporter
 from pyro_scale.steps import Steps
 from pyro_scale.types import Kernel, Position
@@ -95,8 +96,8 @@ class Run:
         """Goes on from a state of a run with the same arguments, and collects the draws after those it had."""
         self.step, self.steps.chains = state.step, self.table.copied(state.chains)
         # the position of the last step had not got its log posterior yet
-        waiting = self.steps.position() if self.plan.kept_after(state.step) else None
-        self.collected = self._collected(state.step, waiting)
+        position = tree.map(lambda leaf: leaf.unsqueeze(0), self.steps.position())
+        self.collected = self._collected(state.step, position if self.plan.kept_after(state.step) else None)
         self.inputs.restore(state.inputs)
 
     def advance(self, reporter: Reporter) -> Ending | None:
@@ -117,7 +118,7 @@ class Run:
             if good < len(finite):
                 return self._not_finite(taken.log_posterior[good], chunk, done + good)
             done += good
-            stop = reporter.update(self.collected.num_steps, len(self.collected.draws))
+            stop = reporter.update(self.collected.num_steps, self.collected.num_draws)
             if stop and self.collected.num_steps < self.plan.num_steps:
                 return Ending(f"stopped by the callback after {self.steps_done}")
         self.step += self.inputs.chunk_steps
@@ -168,10 +169,10 @@ def run_chains(
     run.steps.choice.remember()
     seconds |= {"compile": run.steps.choice.seconds, "sample": time.perf_counter() - began - run.steps.choice.seconds}
     kept = run.collected
-    values = [log_posterior for _, log_posterior in kept.draws]
+    values = [each.log_posterior for each in kept.draws]
     return Chains(
-        draws=constrain(compiled, [position for position, _ in kept.draws], plan.keep),
-        log_posterior=torch.stack(values, 1) if values else torch.empty(plan.num_chains, 0),
+        draws=constrain(compiled, [each.positions for each in kept.draws], plan.keep),
+        log_posterior=torch.cat(values).T.contiguous() if values else torch.empty(plan.num_chains, 0),
         warmup=constrain(compiled, kept.warmup, plan.keep) if plan.save_warmup else None,
         moments=kept.moments.result() if kept.moments is not None else {},
         num_steps=kept.num_steps,

@@ -119,7 +119,7 @@ class Steps:
             last = first + (self.most_steps if self.arriving is None else 1)
             last = min(last, len(chunk.settings.step_size))
             taken = self.loop.take(self.chains, chunk, self.batch, first, last, kept)
-            taken = taken._replace(kept=[(number, self.table.position(position)) for number, position in taken.kept])
+            taken = taken._replace(positions=self.table.position(taken.positions))
         self._took(len(taken.log_posterior), time.perf_counter() - began)
         return taken
 
@@ -143,12 +143,12 @@ class Steps:
             after, info = self.update(self.table.rows(self.chains, indices), self.batch, noise, settings)
         except LinAlgError:  # a matrix of the model is no longer positive definite
             values = self._one_by_one(indices)
-            return Taken(values.unsqueeze(0), torch.zeros_like(values, dtype=torch.long).unsqueeze(0), [])
+            return Taken(values.unsqueeze(0), torch.zeros_like(values, dtype=torch.long).unsqueeze(0), [], {})
         if torch.isfinite(info.log_posterior).all():
             self.chains = self.table.write(self.chains, after, indices)
         wanted = bisect_right(kept, number) < bisect_right(kept, number + 1)
-        positions = [(1, self.position())] if wanted else []
-        return Taken(info.log_posterior.unsqueeze(0), info.clamped.unsqueeze(0), positions)
+        positions = tree.map(lambda leaf: leaf.unsqueeze(0), self.position()) if wanted else {}
+        return Taken(info.log_posterior.unsqueeze(0), info.clamped.unsqueeze(0), [1] if wanted else [], positions)
 
     def _one_by_one(self, indices: Tensor | None) -> Tensor:
         """Log posterior of every chain, NaN where the model raises."""

@@ -25,10 +25,10 @@ ORDER = [
     "types", "tree", "errors", "checks", "schedules", "floating", "curvature", "kernels", "arrays", "datasets",
     "data", "records", "params", "contraction", "enumeration", "subsample", "handlers", "first_runs", "orders",
     "loaders", "plates", "rows", "support", "sites", "outputs", "starts", "terms", "compile", "graph", "capture",
-    "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "whitening", "gradient", "local", "inputs",
-    "arriving", "progress", "collected", "loop", "steps", "draws", "given", "initial", "sample", "other_rows",
-    "predict", "inference_data", "groups", "health", "posterior", "files", "bayesian", "inference", "__init__",
-    "__main__",
+    "inductor", "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "whitening", "gradient",
+    "local", "inputs", "arriving", "progress", "moments", "collected", "loop", "steps", "draws", "given", "initial",
+    "sample", "other_rows", "predict", "inference_data", "groups", "health", "posterior", "files", "bayesian",
+    "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else

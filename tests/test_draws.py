@@ -18,7 +18,8 @@ from pyro_scale.draws import constrain
 from pyro_scale.types import Position
 
 NUM_ROWS = len(X)
-CHAINS, DRAWS = 2, 7
+CHAINS, BLOCKS = 2, (4, 1, 2)
+DRAWS = sum(BLOCKS)
 SEEN: list[int] = []
 """Rows of every run of the model."""
 
@@ -43,9 +44,10 @@ def local_effects(x: Tensor, y: Tensor) -> None:
 
 
 def positions(compiled: CompiledModel) -> list[Position]:
-    """A list as a run has it: leaves with a leading chain axis."""
+    """Blocks as a run has them: leaves with an axis of draws and one of chains."""
     return [
-        {name: numbers(CHAINS, *shape, seed=draw) for name, shape in compiled.latent.items()} for draw in range(DRAWS)
+        {name: numbers(draws, CHAINS, *shape, seed=draws) for name, shape in compiled.latent.items()}
+        for draws in BLOCKS
     ]
 
 
@@ -75,10 +77,10 @@ def test_the_model_runs_on_as_few_rows_and_draws_as_it_must(
     found = constrain(compiled, given, keep)
     assert set(SEEN) == {rows}
     assert len(SEEN) == -(-CHAINS * DRAWS // at_once)
-    w = torch.stack([position["w"] for position in given], 1)
+    w = torch.cat([block["w"] for block in given]).transpose(0, 1)
     expected = {"w": w, "norm": w.norm(dim=-1), "mean": w @ X.T}
     if model is local_effects:
-        expected["effect"] = torch.stack([position["effect"] for position in given], 1)
+        expected["effect"] = torch.cat([block["effect"] for block in given]).transpose(0, 1)
     assert tuple(found) == keep
     for name in keep:
         assert torch.allclose(found[name], expected[name], rtol=1e-12, atol=1e-12)
