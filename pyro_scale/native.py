@@ -1,4 +1,6 @@
-"""Functions of tensors compiled to native code by Inductor. All that is taken from torch's private interfaces is here.
+"""Functions of tensors compiled to native code by Inductor. What is taken from torch's private interfaces is here.
+
+What is changed of the code that Inductor generates is in `inductor.py`, which is imported when code is generated.
 
 These may change with any version of torch. Whatever goes wrong in them, an import included, is a `NativeError`, and
 callers go on without.
@@ -15,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
@@ -26,8 +27,8 @@ Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 MOST_NODES = 20_000
 """Larger graphs are not compiled: it would take the better part of an hour."""
 
-LOWERING = 1
-"""Of what Inductor is asked, and how it is corrected, in this file: code of an earlier number is not loaded."""
+LOWERING = 2
+"""Of what Inductor is asked here and what is changed in `inductor.py`: code of an earlier number is not loaded."""
 OPTIONS = {
     # graphs with loops are not kept there
     "fx_graph_cache": False,
@@ -102,17 +103,18 @@ def _lowered(function: Any, fakes: Sequence[Any], mode: Any, writes_at_indices: 
     """What Inductor makes of a function; a note tells later processes where its code is."""
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
-    from torch._inductor.codegen.cpp import CppTile2DKernel
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.virtualized import V
+
+    from pyro_scale.inductor import corrected
 
     graph = make_fx(function, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*fakes)
     with (
         V.set_fake_mode(mode),
         tracing(TracingContext(mode)),
         config.patch(_options(graph, writes_at_indices)),
-        patch.object(CppTile2DKernel, "transform_indexing", _once(CppTile2DKernel.transform_indexing)),
+        corrected(),
         _quiet("torch._inductor"),
     ):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=all(fake.device.type == "cpu" for fake in fakes))
@@ -154,20 +156,6 @@ def _of_earlier(note: Path | None) -> Compiled | None:
         return compiled
     except Exception:  # removed, or of another version: made anew
         return None
-
-
-def _once(transformed: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A transformation of indices that a second application leaves as they are.
-
-    Where two axes are tiled, torch 2.13 applies it twice to the index of an atomic addition, which then writes to other
-    places, beyond the tensor even.
-    """
-
-    def transform(kernel: Any, index: Any) -> Any:
-        result = transformed(kernel, index)
-        return result if result.free_symbols - index.free_symbols else index
-
-    return transform
 
 
 @contextmanager
