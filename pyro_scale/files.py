@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_scale import inference_data
+from pyro_scale import inference_data, storage
 from pyro_scale.checks import check_path
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model, names_of
@@ -43,7 +43,7 @@ def load(
         ModelError: the model has other latent sites than that of the run.
         DataError: the data have another number of rows, or other values.
     """
-    idata = inference_data.read(check_path(path))
+    idata = storage.read(check_path(path))
     group = inference_data.dataset(idata, "posterior")
     if "pyro_scale" not in group.attrs:
         raise FileFormatError(f"{path} has no record of a run by pyro_scale. Open it with arviz.from_netcdf instead.")

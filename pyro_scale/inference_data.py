@@ -1,29 +1,24 @@
-"""The ArviZ adapter: arrays -> `InferenceData` (ArviZ 0.x) or `xarray.DataTree` (1.x), and either to a file and back.
+"""The ArviZ adapter: arrays -> `InferenceData` (ArviZ 0.x) or `xarray.DataTree` (1.x), both of `xarray.Dataset`s.
 
-Both hold groups of `xarray.Dataset`s and are written as a DataTree: a file does not depend on the ArviZ that wrote it.
+Xarray and ArviZ are imported when first used, since that takes as long as to import Pyro.
 """
 
 from __future__ import annotations
 
 import datetime
-import errno
 import importlib
 import importlib.metadata
 import itertools
 import json
-import os
-import tempfile
-import warnings
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_scale.errors import FileFormatError
+if TYPE_CHECKING:
+    import xarray as xr
 
 Arrays = Mapping[str, NDArray[Any]]
 Dims = Mapping[str, Sequence[str | None]]
@@ -49,13 +44,15 @@ def build(groups: Mapping[str, Arrays], *, dims: Dims = _NONE, coords: Coords = 
             cannot hold and give back (dict, list of one, integer beyond 64 bits, ...) becomes JSON.
     """
     attrs = _base_attrs(attrs)
-    return _wrap(_datasets(groups, dims, coords, attrs), attrs)
+    return wrap(_datasets(groups, dims, coords, attrs), attrs)
 
 
 def extend(
     idata: Any, groups: Mapping[str, Arrays], *, dims: Dims = _NONE, coords: Coords = _NONE, attrs: Attrs = _NONE
 ) -> Any:
     """Add groups to `idata` in place, replacing those of the same name, and return it; arguments as for `build`."""
+    import xarray as xr
+
     for group, data in _datasets(groups, dims, coords, _base_attrs(attrs)).items():
         if isinstance(idata, xr.DataTree):
             idata[group] = xr.DataTree(data)
@@ -66,13 +63,27 @@ def extend(
     return idata
 
 
+def wrap(datasets: Mapping[str, xr.Dataset], attrs: Attrs) -> Any:
+    """Groups as one object of the installed ArviZ."""
+    arviz: Any = importlib.import_module("arviz")  # here, since it takes seconds and may warn
+    if int(arviz.__version__.split(".")[0]) >= 1:  # 1.x also answers to `InferenceData`, with a warning
+        import xarray as xr
+
+        return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **datasets})
+    return arviz.InferenceData(attrs=attrs, **datasets)
+
+
 def group_names(idata: Any) -> list[str]:
     """Names of the groups, without slashes."""
+    import xarray as xr
+
     return list(idata.children) if isinstance(idata, xr.DataTree) else list(idata.groups())
 
 
 def dataset(idata: Any, group: str) -> xr.Dataset:
     """One group, loaded: a copy of its own that shares the arrays. KeyError if there is no such group."""
+    import xarray as xr
+
     if group not in group_names(idata):
         raise KeyError(f"no group {group!r}, there are {group_names(idata)}")
     found = idata[group]
@@ -91,56 +102,14 @@ def variable_names(sites: Collection[str]) -> dict[str, str]:
     return names
 
 
-def write(idata: Any, path: str | os.PathLike[str]) -> None:
-    """Write netCDF if `path` ends in .nc, a zarr directory (format 3) if in .zarr; anything else is a FileFormatError.
-
-    A failure leaves what was there; a directory that is not zarr is not ours to delete (FileExistsError).
-    """
-    engine = _engine(Path(path))
-    target = Path(os.path.realpath(path))  # replace what a symbolic link points to, not the link
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, f"no folder to write {target.name!r} into", str(target.parent))
-    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=_storable(idata.attrs)), **_storable_datasets(idata)})
-    with tempfile.TemporaryDirectory(prefix=f".{LIBRARY}-", dir=target.parent) as work:
-        new = Path(work, "new")
-        if engine == "h5netcdf":
-            tree.to_netcdf(new, engine="h5netcdf")
-            os.replace(new, target)
-            return
-        with warnings.catch_warnings():  # without consolidated metadata, `arviz.from_zarr` warns at every reading
-            warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-            warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")  # of text labels
-            tree.to_zarr(new, mode="w-", zarr_format=3, consolidated=True)
-        _replace_directory(new, target, Path(work, "old"))
-
-
-def read(path: str | os.PathLike[str]) -> Any:
-    """Read what `write` wrote under either ArviZ into memory; anything else at `path` is a FileFormatError."""
-    path = Path(path)
-    engine = _engine(path)
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, f"no {LIBRARY} file", str(path))
-    # A file in zarr's format 2 may name pickle as its codec, and so run code; format 3, which `write` makes, cannot.
-    options: dict[str, Any] = {"zarr_format": 3, "consolidated": False} if engine == "zarr" else {}
-    try:
-        with xr.open_datatree(path, engine=engine, **options) as tree:
-            authors = [node.attrs.get("creation_library") for node in (tree, tree.children.get("posterior", tree))]
-            if LIBRARY not in authors:
-                raise _foreign(path, f"a file with creation_library {authors[0] or authors[1]!r}")
-            datasets, attrs = _storable_datasets(tree), _storable(tree.attrs)
-    except (FileFormatError, MemoryError, PermissionError):
-        raise
-    except Exception as error:  # h5py, zarr and xarray share no exception for "not this format"
-        raise _foreign(path, f"a file that {engine} cannot read ({type(error).__name__}: {error})") from error
-    return _wrap(datasets, attrs)
-
-
 def _datasets(groups: Mapping[str, Arrays], dims: Dims, coords: Coords, attrs: Attrs) -> dict[str, xr.Dataset]:
     labels = {dim.replace("/", ":"): np.asarray(values) for dim, values in coords.items()}
     return {group: _dataset(group, arrays, dims, labels, attrs) for group, arrays in groups.items() if arrays}
 
 
 def _dataset(group: str, arrays: Arrays, dims: Dims, labels: Arrays, attrs: Attrs) -> xr.Dataset:
+    import xarray as xr
+
     sample_dims = () if group in DATA_GROUPS else SAMPLE_DIMS
     names = variable_names(arrays)
     index: dict[str, NDArray[Any]] = {}  # dimension -> labels, of the dimensions met so far
@@ -197,10 +166,11 @@ def _base_attrs(given: Attrs) -> dict[str, Any]:
         "inference_library_version": version,
         "sample_dims": SAMPLE_DIMS,
     }
-    return _storable({**base, **given, "creation_library": LIBRARY})  # last: `read` goes by it
+    return storable({**base, **given, "creation_library": LIBRARY})  # last: readers go by it
 
 
-def _storable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+def storable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes that files give back unchanged."""
     return {name: _storable_value(value) for name, value in attrs.items() if value is not None}
 
 
@@ -216,45 +186,3 @@ def _storable_value(value: Any) -> Any:
     if fit and (kinds <= {str} or kinds <= {int, float}) and not (is_list and len(items) == 1):
         return items if is_list else value
     return json.dumps(value, default=lambda x: x.tolist() if isinstance(x, np.generic | np.ndarray) else str(x))
-
-
-def _wrap(datasets: Mapping[str, xr.Dataset], attrs: Attrs) -> Any:
-    arviz: Any = importlib.import_module("arviz")  # here, since it takes seconds and may warn
-    if int(arviz.__version__.split(".")[0]) >= 1:  # 1.x also answers to `InferenceData`, with a warning
-        return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **datasets})
-    return arviz.InferenceData(attrs=attrs, **datasets)
-
-
-def _storable_datasets(idata: Any) -> dict[str, xr.Dataset]:
-    groups = {group: dataset(idata, group) for group in group_names(idata)}
-    for data in groups.values():
-        data.attrs = _storable(data.attrs)
-    return groups
-
-
-def _engine(path: Path) -> str:
-    engine = {".nc": "h5netcdf", ".zarr": "zarr"}.get(path.suffix)
-    if engine is None:
-        raise FileFormatError(f"{path}: got the suffix {path.suffix!r}, wanted .nc (netCDF) or .zarr (zarr directory)")
-    module = importlib.import_module(engine)  # xarray would call one that is not installed "unrecognized"
-    if engine == "zarr" and int(module.__version__.split(".")[0]) < 3:
-        raise ImportError(f"{path}: got zarr {module.__version__}, wanted zarr 3 (Python 3.11 or later), or use .nc")
-    return engine
-
-
-def _replace_directory(new: Path, target: Path, aside: Path) -> None:
-    if target.exists():
-        if not (target / "zarr.json").exists():
-            raise FileExistsError(errno.EEXIST, "will not replace what is not a zarr directory", str(target))
-        os.replace(target, aside)
-    try:
-        os.replace(new, target)
-    except BaseException:
-        if aside.exists():
-            os.replace(aside, target)
-        raise
-
-
-def _foreign(path: Path, got: str) -> FileFormatError:
-    remedy = f"open files of other programs with arviz.from_{'zarr' if path.suffix == '.zarr' else 'netcdf'}"
-    return FileFormatError(f"{path}: got {got}, wanted one written by {LIBRARY}; {remedy}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_scale import inference_data
+from pyro_scale import inference_data, storage
 from pyro_scale.checks import check_count, check_path, check_seed
 from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel
@@ -210,7 +210,7 @@ class Posterior:
             FileFormatError: another suffix.
             FileNotFoundError: the folder does not exist.
         """
-        inference_data.write(self.idata, check_path(path))
+        storage.write(self.idata, check_path(path))
 
     def _warmup_arrays(self) -> Group:
         if not self._warmup:

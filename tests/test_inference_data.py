@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyro_scale import inference_data
+from pyro_scale import inference_data, storage
 from pyro_scale.errors import FileFormatError
 
 SUFFIXES = [".nc", ".zarr"]
@@ -311,8 +311,8 @@ def test_arviz_functions() -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_round_trip(tmp_path: Path, suffix: str) -> None:
     idata, path = example(), tmp_path / f"posterior{suffix}"
-    inference_data.write(idata, path)
-    loaded = inference_data.read(str(path))
+    storage.write(idata, path)
+    loaded = storage.read(str(path))
     assert_same(loaded, idata)
     assert {name: loaded.attrs[name] for name in STORED_ATTRS} == STORED_ATTRS
     assert leftovers(tmp_path) == {path.name}
@@ -321,8 +321,8 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_loaded_file_is_in_memory(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"posterior{suffix}"
-    inference_data.write(example(), path)
-    loaded = inference_data.read(path)
+    storage.write(example(), path)
+    loaded = storage.read(path)
     path.rename(tmp_path / "elsewhere")
     assert_same(loaded, example())
 
@@ -331,7 +331,7 @@ def test_a_loaded_file_is_in_memory(tmp_path: Path, suffix: str) -> None:
 def test_the_file_does_not_depend_on_arviz(tmp_path: Path, suffix: str) -> None:
     """Both versions read what is asserted here, with xarray alone; neither is needed for the other's files."""
     path = tmp_path / f"posterior{suffix}"
-    inference_data.write(example(), path)
+    storage.write(example(), path)
     with xr.open_datatree(path, **ENGINES[suffix]) as tree:
         assert tree.attrs["creation_library"] == "pyro_scale"
         assert set(tree.children) == set(inference_data.group_names(example()))
@@ -343,12 +343,12 @@ def test_the_file_does_not_depend_on_arviz(tmp_path: Path, suffix: str) -> None:
 
 
 def test_arviz_opens_the_files(tmp_path: Path) -> None:
-    inference_data.write(example(), tmp_path / "a.nc")
+    storage.write(example(), tmp_path / "a.nc")
     opened = az.from_netcdf(str(tmp_path / "a.nc"))
     np.testing.assert_array_equal(inference_data.dataset(opened, "posterior")["w"], draws(3))
     opened.close()
     if int(az.__version__.split(".")[0]) >= 1:  # 0.23 refuses zarr 3
-        inference_data.write(example(), tmp_path / "a.zarr")
+        storage.write(example(), tmp_path / "a.zarr")
         opened = az.from_zarr(str(tmp_path / "a.zarr"))
         np.testing.assert_array_equal(inference_data.dataset(opened, "posterior")["w"], draws(3))
 
@@ -357,19 +357,19 @@ def test_arviz_opens_the_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", SUFFIXES)
 def test_from_file_to_file(tmp_path: Path, first: str, second: str) -> None:
     idata = example()
-    inference_data.write(idata, tmp_path / f"a{first}")
-    loaded = inference_data.read(tmp_path / f"a{first}")
+    storage.write(idata, tmp_path / f"a{first}")
+    loaded = storage.read(tmp_path / f"a{first}")
     inference_data.extend(loaded, {"prior": {"w": draws(3)}})
-    inference_data.write(loaded, tmp_path / f"b{second}")
-    assert_same(inference_data.read(tmp_path / f"b{second}"), loaded)
+    storage.write(loaded, tmp_path / f"b{second}")
+    assert_same(storage.read(tmp_path / f"b{second}"), loaded)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_attributes_that_users_add_are_made_storable(tmp_path: Path, suffix: str) -> None:
     idata = inference_data.build({"posterior": {"x": draws()}})
     idata["posterior"].attrs.update({"note": None, "good": True, "args": {"a": 1}})
-    inference_data.write(idata, tmp_path / f"a{suffix}")
-    attrs = inference_data.dataset(inference_data.read(tmp_path / f"a{suffix}"), "posterior").attrs
+    storage.write(idata, tmp_path / f"a{suffix}")
+    attrs = inference_data.dataset(storage.read(tmp_path / f"a{suffix}"), "posterior").attrs
     assert "note" not in attrs
     assert (attrs["good"], attrs["args"]) == (1, '{"a": 1}')
 
@@ -378,16 +378,16 @@ def test_attributes_that_users_add_are_made_storable(tmp_path: Path, suffix: str
 def test_one_mark_is_enough(tmp_path: Path, cleared: str) -> None:
     idata = inference_data.build({"posterior": {"x": draws()}})
     (idata if cleared == "root" else idata["posterior"]).attrs.clear()
-    inference_data.write(idata, tmp_path / "a.nc")
-    assert_same(inference_data.read(tmp_path / "a.nc"), idata)
+    storage.write(idata, tmp_path / "a.nc")
+    assert_same(storage.read(tmp_path / "a.nc"), idata)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_write_replaces_an_older_file(tmp_path: Path, suffix: str) -> None:
     path, new = tmp_path / f"a{suffix}", inference_data.build({"posterior": {"x": draws()}})
-    inference_data.write(example(), path)
-    inference_data.write(new, path)
-    assert_same(inference_data.read(path), new)
+    storage.write(example(), path)
+    storage.write(new, path)
+    assert_same(storage.read(path), new)
     assert leftovers(tmp_path) == {path.name}
 
 
@@ -397,10 +397,10 @@ def test_write_goes_through_a_symbolic_link(tmp_path: Path, suffix: str) -> None
     link = tmp_path / f"link{suffix}"
     link.symlink_to(tmp_path / "real" / f"a{suffix}")
     for _ in range(2):
-        inference_data.write(example(), link)
+        storage.write(example(), link)
     assert link.is_symlink()
     assert leftovers(tmp_path / "real") == {f"a{suffix}"}
-    assert_same(inference_data.read(link), example())
+    assert_same(storage.read(link), example())
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -408,7 +408,7 @@ def test_write_goes_through_a_symbolic_link(tmp_path: Path, suffix: str) -> None
 def test_failure_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, existing: bool) -> None:
     path, old = tmp_path / f"a{suffix}", example()
     if existing:
-        inference_data.write(old, path)
+        storage.write(old, path)
     name = {".nc": "to_netcdf", ".zarr": "to_zarr"}[suffix]
     complete = getattr(xr.DataTree, name)
 
@@ -418,10 +418,10 @@ def test_failure_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(xr.DataTree, name, fail)
     with pytest.raises(OSError, match="disk full"):
-        inference_data.write(inference_data.build({"posterior": {"x": draws()}}), path)
+        storage.write(inference_data.build({"posterior": {"x": draws()}}), path)
     assert leftovers(tmp_path) == ({path.name} if existing else set())
     if existing:
-        assert_same(inference_data.read(path), old)
+        assert_same(storage.read(path), old)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -430,7 +430,7 @@ def test_failure_while_replacing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: type[BaseException]
 ) -> None:
     path, old = tmp_path / f"a{suffix}", example()
-    inference_data.write(old, path)
+    storage.write(old, path)
     replace = os.replace
 
     def fail(source: Path, target: Path) -> None:
@@ -440,14 +440,14 @@ def test_failure_while_replacing(
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(error, match="stopped"):
-        inference_data.write(inference_data.build({"posterior": {"x": draws()}}), path)
+        storage.write(inference_data.build({"posterior": {"x": draws()}}), path)
     assert leftovers(tmp_path) == {path.name}
-    assert_same(inference_data.read(path), old)
+    assert_same(storage.read(path), old)
 
 
 def test_write_needs_its_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder to write 'a\.nc' into") as caught:
-        inference_data.write(example(), tmp_path / "missing" / "a.nc")
+        storage.write(example(), tmp_path / "missing" / "a.nc")
     assert str(tmp_path / "missing") in str(caught.value)
     assert leftovers(tmp_path) == set()
 
@@ -457,14 +457,14 @@ def test_write_does_not_delete_other_folders(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "chapter.tex").write_text("x")
     with pytest.raises(FileExistsError, match=r"not a zarr directory: '.*thesis\.zarr'"):
-        inference_data.write(example(), folder)
+        storage.write(example(), folder)
     assert leftovers(folder) == {"chapter.tex"}
 
 
 @pytest.mark.parametrize("name", ["a.pkl", "a", "a.nc.gz"])
 def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
     suffix = Path(name).suffix
-    for call in (lambda path: inference_data.write(example(), path), inference_data.read):
+    for call in (lambda path: storage.write(example(), path), storage.read):
         with pytest.raises(FileFormatError, match=rf"suffix '{suffix}', wanted \.nc .* or \.zarr"):
             call(tmp_path / name)
     assert leftovers(tmp_path) == set()
@@ -472,7 +472,7 @@ def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_an_old_zarr_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zarr.__version__", "2.18.3")
-    for call in (lambda path: inference_data.write(example(), path), inference_data.read):
+    for call in (lambda path: storage.write(example(), path), storage.read):
         with pytest.raises(ImportError, match=r"got zarr 2\.18\.3, wanted zarr 3"):
             call(tmp_path / "a.zarr")
 
@@ -481,7 +481,7 @@ def test_an_old_zarr_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_missing_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     with pytest.raises(FileNotFoundError) as caught:
-        inference_data.read(path)
+        storage.read(path)
     assert str(path) in str(caught.value)
 
 
@@ -494,7 +494,7 @@ def by_xarray(path: Path, **attrs: str) -> None:
 
 
 def truncated(path: Path) -> None:
-    inference_data.write(example(), path)
+    storage.write(example(), path)
     path.write_bytes(path.read_bytes()[:-1000])
 
 
@@ -518,7 +518,7 @@ def test_files_of_others_are_refused(tmp_path: Path, name: str) -> None:
     make(path)
     opener = "from_zarr" if path.suffix == ".zarr" else "from_netcdf"
     with pytest.raises(FileFormatError, match=f"^{re.escape(str(path))}: {got}") as caught:
-        inference_data.read(path)
+        storage.read(path)
     for part in (str(path), "wanted one written by pyro_scale", f"arviz.{opener}"):
         assert part in str(caught.value)
 
@@ -527,10 +527,10 @@ def test_an_unreadable_file_is_not_called_foreign(tmp_path: Path, monkeypatch: p
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise PermissionError("not yours")
 
-    inference_data.write(example(), tmp_path / "a.nc")
+    storage.write(example(), tmp_path / "a.nc")
     monkeypatch.setattr(xr, "open_datatree", refuse)
     with pytest.raises(PermissionError, match="not yours"):
-        inference_data.read(tmp_path / "a.nc")
+        storage.read(tmp_path / "a.nc")
 
 
 def test_a_pickle_in_a_zarr_directory_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,5 +548,5 @@ def test_a_pickle_in_a_zarr_directory_is_not_opened(tmp_path: Path, monkeypatch:
     (path / "posterior" / "x" / ".zattrs").write_text('{"_ARRAY_DIMENSIONS": ["k"]}')
     (path / "posterior" / "x" / "0").write_bytes(b"a pickle")
     with pytest.raises(FileFormatError):
-        inference_data.read(path)
+        storage.read(path)
     assert not opened

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import pyro_scale as ps
-from pyro_scale import inference_data
+from pyro_scale import inference_data, storage
 from pyro_scale.compile import compile_model
 from pyro_scale.errors import (
     ArgumentError,
@@ -503,7 +503,7 @@ def test_what_is_no_file_of_ours(suffix: str, tmp_path: Path) -> None:
 
 def test_an_arviz_file_without_a_record_of_a_run(tmp_path: Path) -> None:
     made = inference_data.build({"posterior": {"a": np.ones((2, 5))}})
-    inference_data.write(made, tmp_path / "run.nc")
+    storage.write(made, tmp_path / "run.nc")
     with pytest.raises(FileFormatError, match="has no record of a run by pyro_scale"):
         ps.load(tmp_path / "run.nc")
 
@@ -530,7 +530,7 @@ def test_an_interrupted_save_leaves_the_old_file(suffix: str, tmp_path: Path, mo
     new = exact_posterior(X, Y, num_samples=4)
     with monkeypatch.context() as patch:
         # not os.replace itself, which zarr calls on a thread of its own
-        patch.setattr(inference_data, "os", SimpleNamespace(replace=interrupted, path=os.path))
+        patch.setattr(storage, "os", SimpleNamespace(replace=interrupted, path=os.path))
         with pytest.raises(KeyboardInterrupt):
             new.save(path)
     assert_same_draws(ps.load(path), old)
