@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
 from pyro_scale.capture import record_or_keep
 from pyro_scale.checks import check_count, checked_seed, derived_seeds
 from pyro_scale.choice import JitCompile, check_jit_compile
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import Model
+from pyro_scale.derivative import grad_and_value
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError, StartError
 from pyro_scale.handlers import near_zero

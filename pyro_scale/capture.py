@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.func import functionalize, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from pyro_scale.floating import write_out_types
 from pyro_scale.graph import simplify, undecided_shape
+from pyro_scale.tracing import traced
 
 logger = logging.getLogger("pyro_scale")
 
 Function = Callable[..., Any]
 
-LARGE = 2**20
-"""A function of more numbers is traced on shapes alone: none of its results is in memory then."""
 MOST_COMPARED = 2**16
 """About so many entries of a tensor tell whether a recorded graph gives what the function gives."""
 
@@ -47,6 +44,9 @@ class Recorded:
     """
 
     def __init__(self, graph: fx.GraphModule, where: Sequence[int], structure: Any) -> None:
+        for name, parameter in list(graph.named_parameters()):  # which a model may hold
+            delattr(graph, name)
+            graph.register_buffer(name, parameter.detach(), persistent=False)
         self.graph = graph
         self.where = where
         self.structure = structure
@@ -60,9 +60,15 @@ class Recorded:
         """What the function returns, from what the graph does."""
         return pytree.tree_unflatten(leaves, self.structure)
 
+    def described(self) -> str:
+        """The operations, in words; not the values of what the graph holds."""
+        modules = (module for module in self.graph.modules() if isinstance(module, fx.GraphModule))
+        return "\n".join([f"{self.where} {self.structure}", *(module.code for module in modules)])
+
     def __call__(self, *arguments: Any) -> Any:
-        with torch.no_grad():
-            return self.result(self.graph(*self.tensors(arguments)))
+        # some operations keep what their gradient needs, another operation of the graph, only where it is enabled
+        with torch.enable_grad():
+            return self.result(self.graph(*(tensor.detach() for tensor in self.tensors(arguments))))
 
 
 class Step(NamedTuple):
@@ -114,7 +120,7 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Re
 
     given = [leaves[i] for i in where]
     try:
-        graph = _traced(flat, given)
+        graph = traced(flat, given)
     except Exception as error:  # torch raises a dozen types here, and a user's model any
         raise CaptureError(_first_line(error)) from error
     if operation := undecided_shape(graph):
@@ -122,17 +128,6 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Re
     write_out_types(graph)
     simplify(graph, {k: leaves[i] for k, i in enumerate(where) if owners[i] in fixed})
     return Recorded(graph, where, out_spec[0])
-
-
-def _traced(function: Function, given: Sequence[Tensor]) -> fx.GraphModule:
-    def traced(mode: Literal["real", "fake"]) -> fx.GraphModule:
-        with torch.no_grad():
-            return make_fx(functionalize(function), tracing_mode=mode, _allow_non_fake_inputs=True)(*given)
-
-    if sum(tensor.numel() for tensor in given) > LARGE:
-        with suppress(Exception):  # what cannot be traced so, can perhaps on values; if not, that tells why
-            return traced("fake")
-    return traced("real")
 
 
 def fastest(

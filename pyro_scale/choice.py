@@ -13,9 +13,10 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
+from pyro_scale.cached import kept_by, write
 from pyro_scale.capture import Recorded
 from pyro_scale.errors import ArgumentError
-from pyro_scale.native import NativeError, kept_by, write
+from pyro_scale.native import NativeError
 
 logger = logging.getLogger("pyro_scale")
 
@@ -30,6 +31,9 @@ COMPILE_SECONDS = (2.3, 0.02)
 """A first compilation takes so long, and so much more for each operation."""
 HEADER_SECONDS = 3.0
 """The first of all on a machine also compiles torch's headers."""
+
+LOAD_SECONDS = 0.3
+"""Where a compiler was called, it is taken to need so long when the code is in the cache, until that is measured."""
 
 
 class Known(NamedTuple):
@@ -96,7 +100,7 @@ class Choice:
             return None
         finally:
             self.seconds = time.perf_counter() - began
-        self.in_cache = max(0.0, self.seconds - (_children() - children))
+        self.in_cache = self.seconds if _children() == children else LOAD_SECONDS
         self.is_compiled = True
         self.how = self.how.replace("captured", "compiled")
         return made

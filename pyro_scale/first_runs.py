@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from pyro_scale.data import Data, Model, arguments_of, names_of
+from pyro_scale.derivative import grad_and_value
 from pyro_scale.errors import DiscreteSiteError, MinibatchError, ModelError, PyroScaleError
 from pyro_scale.handlers import FromPosition, Run, run, seeded
 from pyro_scale.records import kind_of, log_prob, same
@@ -88,7 +88,7 @@ def _check_gradient(model: Model, data: Data, rows: Mapping[str, Tensor], positi
 
     try:
         with seeded(2, data.device):
-            grad(density)(position)
+            grad_and_value(density)(position)
     except RuntimeError as error:
         if "mutate" in str(error):
             raise ModelError(

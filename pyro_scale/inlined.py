@@ -36,6 +36,8 @@ class Inlined:
             for name, value in buffers.items()
         }
         self.constants = {name: value for name, value in buffers.items() if self.numbers[name] is None}
+        # with the shapes of what it takes, all that tells it from others
+        self.described = (recorded.described(), self.numbers)
 
     def __call__(self, constants: Mapping[str, Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the graph does."""
@@ -60,7 +62,7 @@ def compiled_function(recorded: Recorded, *example: Any) -> Callable[..., Any]:
     def flat(*given: Tensor) -> list[Tensor]:
         return inlined(dict(zip(inlined.constants, given[len(tensors) :], strict=True)), given[: len(tensors)])
 
-    compiled = compile_native(flat, [*tensors, *constants])
+    compiled = compile_native(flat, [*tensors, *constants], described=inlined.described)
 
     def call(*arguments: Any) -> Any:
         return recorded.result(compiled([*recorded.tensors(arguments), *constants]))

@@ -98,12 +98,13 @@ class Loop:
         self.single = single
         self.settings: tuple[Settings, Tensor] | None = None
         self.num_chains = len(next(iter(state.position.values())))
-        most = 1 if single else min(chunk.length, KEPT_NUMBERS // tree.size(state.position))
-        self.most_kept = max(1, most)
+        self.most_kept = 1 if single else max(1, min(chunk.length, KEPT_NUMBERS // tree.size(state.position)))
         self.keeps = list(state.position) if self.most_kept > 1 else []
         arguments = self._arguments(state, chunk, batch, 0, [1])
         leaves, self.structure = pytree.tree_flatten(self._parts(arguments)[0])
-        self.compiled = compile_native(self._native, leaves, writes_at_indices=bool(table.axes))
+        kind = (str(self.structure), table.axes, batch.scale, self.most_kept, columns is None, single, self.apart)
+        described = (self.inlined.described, kind)
+        self.compiled = compile_native(self._native, leaves, writes_at_indices=bool(table.axes), described=described)
 
     def take(self, state: Any, chunk: Chunk, batch: Batch, first: int, last: int, kept: Sequence[int]) -> Taken:
         """Takes steps of a chunk, writing to the state.

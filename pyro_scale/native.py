@@ -8,13 +8,12 @@ callers go on without.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_scale.cached import kept_by, write
+
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 
 MOST_NODES = 20_000
 """Larger graphs are not compiled: it would take the better part of an hour."""
 
-LOWERING = 2
-"""Of what Inductor is asked here and what is changed in `inductor.py`: code of an earlier number is not loaded."""
 OPTIONS = {
     # graphs with loops are not kept there
     "fx_graph_cache": False,
@@ -40,6 +39,7 @@ OPTIONS = {
 }
 WRITES_AT_INDICES = {"max_fusion_size": 1}
 """Options where tensors are written at indices: a joined loop would read them before all had been written."""
+DATA_POINTER = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
 ADDS = ("index_put_accumulate", "scatter_add", "scatter_reduce", "index_add")
 
 
@@ -48,7 +48,11 @@ class NativeError(Exception):
 
 
 def compile_native(
-    function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], *, writes_at_indices: bool = False
+    function: Callable[..., Sequence[Tensor]],
+    example: Sequence[Tensor],
+    *,
+    writes_at_indices: bool = False,
+    described: object = None,
 ) -> Compiled:
     """Compiles a function of tensors, which may write to them; its result takes a list of tensors, which it empties.
 
@@ -58,6 +62,8 @@ def compile_native(
         function: of tensors, to tensors.
         example: what it takes.
         writes_at_indices: whether it writes at indices to what it also reads; where it adds at indices is found out.
+        described: all that tells the function from others, of strings and numbers: a process that compiled it leaves
+            the code to later ones. None to leave nothing.
 
     Raises:
         NativeError: no C++ compiler, an operation that cannot be lowered, a graph that is too large, another torch.
@@ -67,10 +73,13 @@ def compile_native(
         >>> compiled([torch.zeros(3)])[0]
         tensor([1., 1., 1.])
     """
+    example = [tensor.detach() for tensor in example]
+    note = None if described is None else _note(described, example, writes_at_indices)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is deprecated within torch
-            return _compiled(function, [tensor.detach() for tensor in example], writes_at_indices)
+            # enabled, as where recorded graphs run; none of the tensors requires a gradient
+            return torch.enable_grad()(_of_earlier(note) or _compiled(function, example, writes_at_indices, note))
     except NativeError:
         raise
     except Exception as error:  # of a dozen types, from torch and from the C++ compiler
@@ -82,45 +91,37 @@ def compile_native(
 
 
 def _compiled(
-    function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], writes_at_indices: bool
+    function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], writes_at_indices: bool, note: Path | None
 ) -> Compiled:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
-    with torch.no_grad():
-        graph = make_fx(function, _allow_non_fake_inputs=True)(*fakes)
-        nodes = _nodes(graph)
-        if len(nodes) > MOST_NODES:
-            raise NativeError(f"the graph has {len(nodes)} operations, more than {MOST_NODES}")
-        note = _note(graph, example, writes_at_indices)
-        compiled = _of_earlier(note) or _lowered(function, fakes, mode, writes_at_indices, note)
-    return torch.no_grad()(compiled)
-
-
-def _lowered(function: Any, fakes: Sequence[Any], mode: Any, writes_at_indices: bool, note: Path | None) -> Compiled:
     """What Inductor makes of a function; a note tells later processes where its code is."""
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.virtualized import V
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     from pyro_scale.inductor import corrected
 
-    graph = make_fx(function, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*fakes)
-    with (
-        V.set_fake_mode(mode),
-        tracing(TracingContext(mode)),
-        config.patch(_options(graph, writes_at_indices)),
-        corrected(),
-        _quiet("torch._inductor"),
-    ):
-        compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=all(fake.device.type == "cpu" for fake in fakes))
-    if note is not None:
-        with suppress(OSError, AttributeError, KeyError):  # a folder that cannot be written to; not one module
-            write(note, Path(compiled.current_callable.__globals__["__file__"]).stem)
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
+    with torch.no_grad():
+        graph = make_fx(function, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*fakes)
+        if len(_nodes(graph)) > MOST_NODES:
+            raise NativeError(f"the graph has {len(_nodes(graph))} operations, more than {MOST_NODES}")
+        with (
+            V.set_fake_mode(mode),
+            tracing(TracingContext(mode)),
+            config.patch(_options(graph, writes_at_indices)),
+            corrected(),
+            _quiet("torch._inductor"),
+        ):
+            compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=all(fake.device.type == "cpu" for fake in fakes))
+    if note is not None and not compiled.constants:
+        # a folder that cannot be written to; code of another form
+        with suppress(OSError, AttributeError, KeyError):
+            write(note, compiled.current_callable.__globals__["inductor_entry"].__self__.__file__)
     lowered: Compiled = compiled
     return lowered
 
@@ -131,31 +132,43 @@ def _options(graph: fx.GraphModule, writes_at_indices: bool) -> dict[str, Any]:
     return {**OPTIONS, **WRITES_AT_INDICES} if apart else OPTIONS
 
 
-def _note(graph: fx.GraphModule, example: Sequence[Tensor], writes_at_indices: bool) -> Path | None:
-    """Where the name of a graph's code is written: by all that the code depends on."""
+def _note(described: object, example: Sequence[Tensor], writes_at_indices: bool) -> Path | None:
+    """Where the path of a function's code is written: by all that the code depends on."""
     if any(tensor.device.type != "cpu" for tensor in example):
         return None
-    modules = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
-    tensors = [(tuple(each.shape), each.stride(), str(each.dtype), str(each.device)) for each in example]
+    tensors = [(tuple(each.shape), each.stride(), str(each.dtype)) for each in example]
     chosen = sorted(item for item in os.environ.items() if item[0].startswith("TORCHINDUCTOR_"))
     machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), chosen)
-    return kept_by((LOWERING, machine, writes_at_indices, tensors, [module.code for module in modules]), "code")
+    return kept_by((machine, writes_at_indices, tensors, described), "code")
 
 
 def _of_earlier(note: Path | None) -> Compiled | None:
-    """The code that an earlier process made of the same graph, from where Inductor keeps it."""
+    """The code that an earlier process made of the same function. Inductor itself takes a second to import."""
     if note is None or not note.exists():
         return None
     try:
-        from torch._inductor import config
-        from torch._inductor.codecache import PyCodeCache, get_path
-
-        name = note.read_text()
-        with config.patch(OPTIONS):
-            compiled: Compiled = PyCodeCache.load_by_key_path(name, get_path(name, "py")[2]).call
-        return compiled
+        library = note.read_text()
+        guards: Any = torch._C._dynamo.guards
+        # the code asks for it
+        os.environ[DATA_POINTER] = str(guards._torchinductor_pyobject_tensor_data_ptr)
+        spec = spec_from_file_location(f"{Path(library).stem}.inductor_entry_cpp", library)
+        assert spec is not None and spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        entry = module.inductor_entry_cpp
+        conversions: Any = torch._C._aoti
+        to_handles = conversions.unsafe_alloc_void_ptrs_from_tensors
+        from_handles = conversions.alloc_tensors_by_stealing_from_void_ptrs
     except Exception:  # removed, or of another version: made anew
         return None
+
+    def compiled(tensors: list[Tensor]) -> Sequence[Tensor]:
+        handles = to_handles(tensors)
+        tensors.clear()
+        results: Sequence[Tensor] = from_handles(entry(handles))
+        return results
+
+    return compiled
 
 
 @contextmanager
@@ -168,31 +181,6 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         found.setLevel(level)
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.replace(draft, path)
-
-
-def kept_by(described: object, suffix: str) -> Path | None:
-    """The file of what is kept from one process to the next, by all that it depends on; None without a folder."""
-    folder = cache_folder()
-    return folder and folder / f"{hashlib.sha256(repr(described).encode()).hexdigest()[:32]}.{suffix}"
-
-
-def cache_folder() -> Path | None:
-    """A folder of ours beside what Inductor keeps from one process to the next; None if it has none."""
-    try:
-        from torch._inductor.runtime import cache_dir_utils
-
-        return Path(cache_dir_utils.cache_dir()) / "pyro_scale"
-    except Exception:  # whatever a private function raises
-        return None
 
 
 def repeated(

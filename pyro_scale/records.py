@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -164,7 +165,7 @@ def _unexpanded(fn: Any, value: Tensor) -> Any:
             if leaf.stride(axis) == 0 and leaf.shape[axis] > 1:
                 leaf = leaf.narrow(axis, 0, 1)
         vars(result)[name] = leaf
-    result._batch_shape = torch.broadcast_shapes(*(vars(result)[name].shape for name in parameters))
+    result._batch_shape = torch.Size(np.broadcast_shapes(*(vars(result)[name].shape for name in parameters)))
     return result
 
 

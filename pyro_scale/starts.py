@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value
+from torch.func import grad
 
 from pyro_scale.data import names_of
+from pyro_scale.derivative import grad_and_value
 from pyro_scale.errors import StartError
 from pyro_scale.handlers import Run, near_zero
 from pyro_scale.records import log_prob

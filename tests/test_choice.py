@@ -13,10 +13,11 @@ from small_models import DATA, regression
 
 import pyro_scale as ps
 from pyro_scale import choice
+from pyro_scale.cached import cache_folder
 from pyro_scale.capture import Recorded, record
 from pyro_scale.choice import Choice, Known
 from pyro_scale.errors import ArgumentError
-from pyro_scale.native import NativeError, cache_folder
+from pyro_scale.native import NativeError
 
 RECORDED = record(lambda x: x.sin().cos() + 1, torch.zeros(3))
 

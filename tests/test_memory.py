@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from pyro_scale import capture
+from pyro_scale import tracing
 from pyro_scale.capture import record
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
@@ -99,7 +99,7 @@ def test_tracing_on_shapes_changes_no_draw(
 
     with caplog.at_level(logging.INFO, "pyro_scale"):
         on_shapes = draws()
-        monkeypatch.setattr(capture, "LARGE", 2**40)
+        monkeypatch.setattr(tracing, "LARGE", 2**40)
         assert torch.equal(draws(), on_shapes)
     assert not caplog.records
 
@@ -113,8 +113,8 @@ def test_what_is_not_traced_on_shapes_is_traced_on_values() -> None:
             raise NotImplementedError("an operation without a rule for shapes")
         return x.sum()
 
-    large = torch.ones(capture.LARGE + 1)
-    assert record(function, large)(large) == capture.LARGE + 1
+    large = torch.ones(tracing.LARGE + 1)
+    assert record(function, large)(large) == tracing.LARGE + 1
 
 
 def test_equal_entries_are_kept_where_an_operation_needs_them_all() -> None:

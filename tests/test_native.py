@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -276,3 +277,42 @@ def test_a_graph_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_scale.native.MOST_NODES", 3)
     with pytest.raises(NativeError, match=r"^the graph has \d+ operations, more than 3$"):
         compile_native(lambda x: [x.sin().cos() + 1], [torch.zeros(3)])
+
+
+# Code of earlier processes
+
+
+def test_code_of_an_earlier_process_serves_the_same_steps_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other data of the same shapes and other seeds need nothing new; other settings, numbers and lengths do."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    made: list[int] = []
+    compiled = native._compiled
+
+    def counted(*arguments: Any) -> Any:
+        made.append(1)
+        return compiled(*arguments)
+
+    monkeypatch.setattr(native, "_compiled", counted)
+
+    def check(kernel: Any, data: dict[str, Tensor], new: int, batch_size: int | None = 6, chains: int = 2) -> None:
+        made.clear()
+        model = compile_model(regression, data, batch_size=batch_size)
+        plan = Plan(20, 0, 2, chains, ("w", "sigma"))
+        found, expected = (sample(model, kernel, plan, jit_compile=way) for way in (True, False))
+        assert found.how == "compiled"
+        assert_same(found, expected)
+        assert len(made) == new
+
+    check(KERNEL, DATA, new=1)
+    check(KERNEL, DATA, new=0)
+    check(KERNEL, {"x": X.flip(0) * 2, "y": Y + 1}, new=0)
+    check(SGHMC(step_size=0.05), DATA, new=0)
+    check(SGHMC(step_size=0.1, friction=2.0), DATA, new=1)
+    check(KERNEL, DATA, new=1, batch_size=5)
+    check(KERNEL, DATA, new=1, chains=3)
+    check(KERNEL, {"x": X[:-1], "y": Y[:-1]}, new=1)
+    for note in tmp_path.rglob("*.code"):
+        note.write_text(str(tmp_path / "removed.so"))
+    check(KERNEL, DATA, new=1)

@@ -30,9 +30,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
 from pyro_scale import tree
+from pyro_scale.derivative import grad_and_value
 from pyro_scale.kernels.noise import check_variance, injected_sd, noise_shape
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Info, LogPosterior, Noise, Position, Schedule, Settings

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
-from torch.func import grad_and_value
-
 from pyro_scale import tree
+from pyro_scale.derivative import grad_and_value
 from pyro_scale.errors import ArgumentError
 from pyro_scale.kernels.noise import check_variance, injected_sd, noise_shape
 from pyro_scale.schedules import as_schedule, check_number
