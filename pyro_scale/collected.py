@@ -116,6 +116,7 @@ class Collected:
         num_steps: steps taken before.
         waiting: the position after them, `(1, num_chains, *site)`, if it is kept.
         moments: of sites that are not kept.
+        values: of a block of positions, what is kept of it; None for the positions themselves.
     """
 
     def __init__(
@@ -124,12 +125,14 @@ class Collected:
         num_steps: int = 0,
         waiting: Position | None = None,
         moments: RunningMoments | None = None,
+        values: Callable[[Position], Position] | None = None,
     ) -> None:
         self.plan = plan
         self.moments = moments
+        self.values = values
         self.draws: list[Kept] = []
         self.warmup: list[Position] = []
-        self.waiting = waiting
+        self.waiting = waiting if waiting is None or values is None else values(waiting)
         self.num_steps = num_steps
         self.clamped = torch.zeros(plan.num_chains, dtype=torch.long)
 
@@ -145,6 +148,7 @@ class Collected:
             Names of rows' own sites with a value that is not finite at a position that would be kept.
         """
         before = self.num_steps
+        positions = self.values(taken.positions) if self.values and taken.kept else taken.positions
         if self.waiting is not None and finite > 0:
             if bad := self._settle([before], self.waiting, taken.log_posterior[:1]):
                 return bad
@@ -152,10 +156,10 @@ class Collected:
         settled, reached = bisect_left(taken.kept, finite), bisect_right(taken.kept, finite)
         numbers = list(taken.kept[:settled])
         steps = [before + number for number in numbers]
-        if bad := self._settle(steps, _between(taken.positions, 0, settled), taken.log_posterior[numbers]):
+        if bad := self._settle(steps, _between(positions, 0, settled), taken.log_posterior[numbers]):
             return bad
         if reached > settled:
-            self.waiting = _between(taken.positions, settled, reached)
+            self.waiting = _between(positions, settled, reached)
         moved = min(finite, self.plan.num_steps - before)
         self.num_steps = before + moved
         self.clamped += taken.clamped[:moved].sum(0).cpu()

@@ -29,15 +29,20 @@ def constrain(compiled: CompiledModel, positions: list[Position], keep: tuple[st
     """Positions `(n, num_chains, *site)`, one block after another, as values `(num_chains, sum of n, *site)`."""
     if not positions:
         return {name: torch.empty(0) for name in keep}
-    by_chain = {name: torch.cat([leaves[name].transpose(0, 1) for leaves in positions], 1) for name in positions[0]}
-    num_chains, num_draws = next(iter(by_chain.values())).shape[:2]
-    rows = tree.map(lambda leaf: leaf.flatten(0, 1), by_chain)
+    together = by_chain(positions)
+    num_chains, num_draws = next(iter(together.values())).shape[:2]
+    rows = tree.map(lambda leaf: leaf.flatten(0, 1), together)
 
     def kept(position: Position) -> dict[str, Tensor]:
         return compiled.constrain(position, keep)
 
     values = over_draws(kept, rows, num_rows=compiled.rows_run(keep))
     return tree.map(lambda leaf: leaf.unflatten(0, (num_chains, num_draws)), values)
+
+
+def by_chain(blocks: list[Position]) -> dict[str, Tensor]:
+    """Blocks `(n, num_chains, ...)` one after another, as `(num_chains, sum of n, ...)`."""
+    return {name: torch.cat([block[name].transpose(0, 1) for block in blocks], 1) for name in blocks[0]}
 
 
 def over_draws(

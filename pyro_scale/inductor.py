@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from torch._inductor import ir
 from torch._inductor.codegen.common import device_codegens, init_backend_registration
-from torch._inductor.codegen.cpp import CppTile2DKernel
+from torch._inductor.codegen.cpp import CppScheduling, CppTile2DKernel
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import ReuseLine
 from torch._inductor.virtualized import V
@@ -64,6 +64,8 @@ def corrected() -> Iterator[None]:
     init_backend_registration()
     with (
         patch.object(CppTile2DKernel, "transform_indexing", _once(CppTile2DKernel.transform_indexing)),
+        patch.object(CppScheduling, "can_fuse_horizontal", _not_where_scattered(CppScheduling.can_fuse_horizontal)),
+        patch.object(CppScheduling, "can_fuse_vertical", _not_where_scattered(CppScheduling.can_fuse_vertical)),
         patch.object(device_codegens["cpu"], "cpp_wrapper_codegen", Wrapper),
     ):
         yield
@@ -138,6 +140,21 @@ class Wrapper(Base):  # type: ignore[misc]
 
 def _braced(numbers: Any) -> str:
     return f"{{{', '.join(f'{number}L' for number in numbers)}}}"
+
+
+def _not_where_scattered(can_fuse: Callable[[Any, Any, Any], bool]) -> Callable[[Any, Any, Any], bool]:
+    """Whether two loops may be joined: not where one writes at indices.
+
+    In torch 2.13 such a loop is joined with one that reads what it writes, which then reads before all is written.
+    """
+
+    def writes_at_indices(node: Any) -> bool:
+        return any(isinstance(getattr(part.node, "data", None), ir.Scatter) for part in node.get_nodes())
+
+    def decide(scheduling: Any, one: Any, other: Any) -> bool:
+        return not writes_at_indices(one) and not writes_at_indices(other) and can_fuse(scheduling, one, other)
+
+    return decide
 
 
 def _once(transformed: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

@@ -104,7 +104,7 @@ class Loop:
         leaves, self.structure = pytree.tree_flatten(self._parts(arguments)[0])
         kind = (str(self.structure), table.axes, batch.scale, self.most_kept, columns is None, single, self.apart)
         described = (self.inlined.described, kind)
-        self.compiled = compile_native(self._native, leaves, writes_at_indices=bool(table.axes), described=described)
+        self.compiled = compile_native(self._native, leaves, described=described)
 
     def take(self, state: Any, chunk: Chunk, batch: Batch, first: int, last: int, kept: Sequence[int]) -> Taken:
         """Takes steps of a chunk, writing to the state.

@@ -37,10 +37,7 @@ OPTIONS = {
     # the processor's flags say which vector instructions it has; trial programs would take seconds in every process
     "cpp.vec_isa_ok": True,
 }
-WRITES_AT_INDICES = {"max_fusion_size": 1}
-"""Options where tensors are written at indices: a joined loop would read them before all had been written."""
 DATA_POINTER = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
-ADDS = ("index_put_accumulate", "scatter_add", "scatter_reduce", "index_add")
 
 
 class NativeError(Exception):
@@ -51,7 +48,6 @@ def compile_native(
     function: Callable[..., Sequence[Tensor]],
     example: Sequence[Tensor],
     *,
-    writes_at_indices: bool = False,
     described: object = None,
 ) -> Compiled:
     """Compiles a function of tensors, which may write to them; its result takes a list of tensors, which it empties.
@@ -61,7 +57,6 @@ def compile_native(
     Args:
         function: of tensors, to tensors.
         example: what it takes.
-        writes_at_indices: whether it writes at indices to what it also reads; where it adds at indices is found out.
         described: all that tells the function from others, of strings and numbers: a process that compiled it leaves
             the code to later ones. None to leave nothing.
 
@@ -74,12 +69,12 @@ def compile_native(
         tensor([1., 1., 1.])
     """
     example = [tensor.detach() for tensor in example]
-    note = None if described is None else _note(described, example, writes_at_indices)
+    note = None if described is None else _note(described, example)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is deprecated within torch
             # enabled, as where recorded graphs run; none of the tensors requires a gradient
-            return torch.enable_grad()(_of_earlier(note) or _compiled(function, example, writes_at_indices, note))
+            return torch.enable_grad()(_of_earlier(note) or _compiled(function, example, note))
     except NativeError:
         raise
     except Exception as error:  # of a dozen types, from torch and from the C++ compiler
@@ -90,9 +85,7 @@ def compile_native(
         raise NativeError(said if kind == "InductorError" else f"{kind}: {said}") from error
 
 
-def _compiled(
-    function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], writes_at_indices: bool, note: Path | None
-) -> Compiled:
+def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], note: Path | None) -> Compiled:
     """What Inductor makes of a function; a note tells later processes where its code is."""
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
@@ -113,7 +106,7 @@ def _compiled(
         with (
             V.set_fake_mode(mode),
             tracing(TracingContext(mode)),
-            config.patch(_options(graph, writes_at_indices)),
+            config.patch(OPTIONS),
             corrected(),
             _quiet("torch._inductor"),
         ):
@@ -126,20 +119,14 @@ def _compiled(
     return lowered
 
 
-def _options(graph: fx.GraphModule, writes_at_indices: bool) -> dict[str, Any]:
-    """For a graph taken apart: before that, an operation may hide that it adds at indices."""
-    apart = writes_at_indices or any(map(_adds_at_indices, _nodes(graph)))
-    return {**OPTIONS, **WRITES_AT_INDICES} if apart else OPTIONS
-
-
-def _note(described: object, example: Sequence[Tensor], writes_at_indices: bool) -> Path | None:
+def _note(described: object, example: Sequence[Tensor]) -> Path | None:
     """Where the path of a function's code is written: by all that the code depends on."""
     if any(tensor.device.type != "cpu" for tensor in example):
         return None
     tensors = [(tuple(each.shape), each.stride(), str(each.dtype)) for each in example]
     chosen = sorted(item for item in os.environ.items() if item[0].startswith("TORCHINDUCTOR_"))
     machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), chosen)
-    return kept_by((machine, writes_at_indices, tensors, described), "code")
+    return kept_by((machine, tensors, described), "code")
 
 
 def _of_earlier(note: Path | None) -> Compiled | None:
@@ -208,8 +195,3 @@ def _nodes(graph: fx.GraphModule) -> list[fx.Node]:
     """All of a graph's, and of those within it."""
     modules = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
     return [node for module in modules for node in module.graph.nodes]
-
-
-def _adds_at_indices(node: fx.Node) -> bool:
-    name = str(node.target)
-    return any(each in name for each in ADDS) or ("index_put" in name and True in node.args)

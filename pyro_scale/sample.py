@@ -14,7 +14,7 @@ from pyro_scale.choice import JitCompile
 from pyro_scale.collected import Chains, Collected, Ending, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
-from pyro_scale.draws import constrain, over_draws
+from pyro_scale.draws import by_chain, constrain, over_draws
 from pyro_scale.inputs import Chunk, Inputs
 from pyro_scale.local import Table
 from pyro_scale.moments import RunningMoments
@@ -73,7 +73,7 @@ class Run:
     def _collected(self, num_steps: int = 0, waiting: Position | None = None) -> Collected:
         compiled = self.compiled
         if not compiled.local or compiled.batch_size is None:
-            return Collected(self.plan, num_steps, waiting)
+            return Collected(self.plan, num_steps, waiting, values=self._wanted if self.steps.large else None)
         names = [name for name in compiled.drawn if compiled.sites[name].local]
 
         def values(position: Position) -> dict[str, Tensor]:
@@ -85,6 +85,16 @@ class Run:
 
         unused = [] if set(names) & set(self.plan.keep) else list(compiled.local)
         return Collected(self.plan, num_steps, waiting, RunningMoments(values, self.plan.keep, unused))
+
+    def _wanted(self, block: Position) -> Position:
+        """Values of the sites to keep, at large positions, of which not all are to stay in memory."""
+        return tree.map(lambda leaf: leaf.transpose(0, 1), constrain(self.compiled, [block], self.plan.keep))
+
+    def draws(self, blocks: list[Position]) -> dict[str, Tensor]:
+        """What was kept as values of all chains, `(num_chains, draws, *site)`."""
+        return (
+            by_chain(blocks) if blocks and self.collected.values else constrain(self.compiled, blocks, self.plan.keep)
+        )
 
     def state(self) -> RunState:
         """A copy of the state between two chunks; `restore` continues from it with the same draws, bit for bit."""
@@ -171,9 +181,9 @@ def run_chains(
     kept = run.collected
     values = [each.log_posterior for each in kept.draws]
     return Chains(
-        draws=constrain(compiled, [each.positions for each in kept.draws], plan.keep),
+        draws=run.draws([each.positions for each in kept.draws]),
         log_posterior=torch.cat(values).T.contiguous() if values else torch.empty(plan.num_chains, 0),
-        warmup=constrain(compiled, kept.warmup, plan.keep) if plan.save_warmup else None,
+        warmup=run.draws(kept.warmup) if plan.save_warmup else None,
         moments=kept.moments.result() if kept.moments is not None else {},
         num_steps=kept.num_steps,
         clamped=kept.clamped,

@@ -32,9 +32,11 @@ def check_support(
     elsewhere: Run,
     position: Position,
 ) -> None:
-    """Runs the model once over all rows, and evaluates supports only: a label of 2 may sit in any batch.
+    """Evaluates the supports at all rows: a label of 2 may sit in any batch.
 
-    Without a run over all rows where nothing can be found: real values passed as data, which are known to be finite.
+    The model runs on the rows for it, unless a site observes an argument as it is and its support is the same for all
+    rows: then where a value of the argument is outside alone. Nothing is done for real values passed as data, which are
+    known to be finite.
 
     Args:
         model: the Pyro model.
@@ -59,7 +61,9 @@ def check_support(
         return
     whole = [(0, data.num_data, reference)]
     at_once = batch_size is None or isinstance(data, Streamed)  # the rows of a loader are checked as they come
-    for start, length, found in whole if at_once else _blocks(model, data, batch_size or 1, position):
+    known = known_supports(data, rows, reference, elsewhere)
+    as_it_is = known if {each.site for each in known.values()} >= set(names) else {}
+    for start, length, found in whole if at_once else _blocks(model, data, batch_size or 1, position, as_it_is):
         for name in names:
             if name in found.sites:
                 _check_site(found.sites[name], start, length)
@@ -83,6 +87,10 @@ class Supported(NamedTuple):
     site: str
     fn: Any
 
+    def holds(self, value: Tensor) -> bool:
+        """Whether all values are inside the support."""
+        return bool(self.fn.support.check(value.to(torch.zeros((), dtype=torch.float64))).all())
+
     def check(self, value: Tensor) -> None:
         """Raises `DataError` where a value is outside the support."""
         value = value.to(torch.zeros((), dtype=torch.float64))
@@ -102,12 +110,18 @@ def _same_for_all_rows(support: Any) -> bool:
     return all(size == 1 for size in sizes) and all(map(_same_for_all_rows, parts))
 
 
-def _blocks(model: Model, data: Data, batch_size: int, position: Position) -> Iterator[tuple[int, int, Run]]:
-    """(first row, number of rows, run on them)."""
+def _blocks(
+    model: Model, data: Data, batch_size: int, position: Position, as_it_is: Mapping[str, Supported]
+) -> Iterator[tuple[int, int, Run]]:
+    """(first row, number of rows, run on them); without blocks where all that is observed as it is, is supported."""
     width = sum(value[0].numel() for value in data.rows.values())
     block = max(batch_size, min(BLOCK_ROWS, BLOCK_NUMBERS // max(width, 1)))
     for start in range(0, data.num_data, block):
         rows = {name: value[start : start + block] for name, value in data.rows.items()}
+        if as_it_is:
+            columns = data.columns_at(rows)
+            if all(supported.holds(columns[name]) for name, supported in as_it_is.items()):
+                continue
         try:
             with torch.no_grad(), seeded(0, data.device):
                 found = run(model, data, rows, FromPosition(dict(position), torch.Generator()))

@@ -71,6 +71,23 @@ def test_a_run_holds_position_and_momentum(compiled: CompiledModel) -> None:
     assert large_storages() == before + 4
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_draws_hold_what_is_kept_alone(compiled: CompiledModel, jit_compile: bool) -> None:
+    before = large_storages()
+    plan = Plan(4, 2, 1, 1, ("b",), save_warmup=True)
+    run = Run(compiled, SGHMC(step_size=0.01), plan, initial_positions(compiled, None, [0]), (1, 2), jit_compile)
+    while run.step <= plan.num_steps:
+        assert run.advance(Reporter(plan.num_steps, False, None)) is None
+    assert large_storages() <= before + 6  # position and momentum, and noise of the next step in one piece
+    draws, warmup = run.draws([each.positions for each in run.collected.draws]), run.draws(run.collected.warmup)
+    assert draws["b"].shape == (1, 4)
+    assert warmup["b"].shape == (1, 2)
+    everything = Plan(6, 0, 1, 1, ("b", "w"))
+    start = initial_positions(compiled, None, [0])
+    whole = run_chains(compiled, SGHMC(step_size=0.01), everything, start, (1, 2), progress=False).draws["b"]
+    torch.testing.assert_close(torch.cat([warmup["b"], draws["b"]], 1), whole)
+
+
 def test_starts_are_not_held_through_a_run() -> None:
     before, held = large_storages(), []
 
