@@ -56,19 +56,27 @@ class Choice:
         how: how calls run as yet, for the log.
         reason: why there is no graph.
         variant: what else the code depends on, as the length of a chunk.
+        calls: what they are, for the log.
 
     Attributes:
         seconds: spent on compilation.
     """
 
     def __init__(
-        self, jit_compile: JitCompile, recorded: Recorded | None, how: str, reason: str = "", variant: object = ()
+        self,
+        jit_compile: JitCompile,
+        recorded: Recorded | None,
+        how: str,
+        reason: str = "",
+        variant: object = (),
+        calls: str = "Steps",
     ) -> None:
         self.wanted = jit_compile is not False
         self.sure = jit_compile is True
         self.recorded = recorded
         self.how = how
         self.reason = reason
+        self.name = calls
         self.seconds = 0.0
         self.is_compiled = False
         self.calls = {False: 0, True: 0}
@@ -143,7 +151,7 @@ class Choice:
 
     def _give_up(self, reason: str) -> None:
         self.wanted = False
-        logger.info("Steps are not compiled, and run %s. %s", self.how, reason)
+        logger.info("%s are not compiled, and run %s. %s.", self.name, self.how, reason.rstrip("."))
 
 
 def check_jit_compile(value: object) -> None:

@@ -178,7 +178,7 @@ class Steps:
             except NativeError:
                 raise
             except Exception as error:  # of the native code, since the recorded function has run before
-                raise NativeError(f"its first steps fail: {error}") from error
+                raise NativeError(f"Its first steps fail: {str(error).partition(chr(10))[0].rstrip('.')}") from error
         return loop
 
     def _check(self, loop: Loop, chunk: Chunk) -> None:
@@ -194,7 +194,7 @@ class Steps:
                 state = self.table.write(self.table.copied(state), after, indices)
             for found, expected in zip(pytree.tree_leaves(native), pytree.tree_leaves(state), strict=True):
                 if torch.isfinite(expected).all() and not _close(found, expected):
-                    raise NativeError("the compiled loop takes other steps than the recorded function")
+                    raise NativeError("The compiled loop takes other steps than the recorded function")
 
     def _took(self, num_steps: int, seconds: float) -> None:
         self.choice.took(num_steps, seconds)

@@ -141,7 +141,7 @@ def test_a_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     assert chosen.compiled(fails) is None
     assert not chosen.now(10)
     assert chosen.how == "captured"
-    assert [record.getMessage() for record in caplog.records] == ["Steps are not compiled, and run captured. no way"]
+    assert [record.getMessage() for record in caplog.records] == ["Steps are not compiled, and run captured. no way."]
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None, 0])

@@ -249,7 +249,7 @@ def test_a_loop_that_takes_other_steps_is_not_used(
     plan = Plan(20, 0, 2, 2, ("w", "sigma"))
     found, expected = (sample(model, KERNEL, plan, jit_compile=way) for way in (True, False))
     assert found.how == "captured"
-    assert "the compiled loop takes other steps than the recorded function" in messages(caplog)[0]
+    assert "The compiled loop takes other steps than the recorded function" in messages(caplog)[0]
     assert_same(found, expected, tolerance=0)
 
 

@@ -502,7 +502,7 @@ def test_what_cannot_be_compiled_runs_as_recorded(
     with caplog.at_level(logging.INFO, "pyro_scale"):
         run = nuts(regression, DATA, num_samples=4, num_chains=2, seed=0, jit_compile=True)
     assert run.settings["steps_run"] == "captured"
-    assert caplog.messages == ["Steps are not compiled, and run captured. no C++ compiler is found"]
+    assert caplog.messages == ["Gradients are not compiled, and run captured. no C++ compiler is found."]
 
 
 def test_a_model_that_cannot_be_recorded_runs_eagerly(caplog: pytest.LogCaptureFixture) -> None:
