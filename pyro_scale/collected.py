@@ -154,10 +154,11 @@ class Collected:
                 return bad
             self.waiting = None
         settled, reached = bisect_left(taken.kept, finite), bisect_right(taken.kept, finite)
-        numbers = list(taken.kept[:settled])
-        steps = [before + number for number in numbers]
-        if bad := self._settle(steps, _between(positions, 0, settled), taken.log_posterior[numbers]):
-            return bad
+        if settled:
+            numbers = list(taken.kept[:settled])
+            steps = [before + number for number in numbers]
+            if bad := self._settle(steps, _between(positions, 0, settled), taken.log_posterior[numbers]):
+                return bad
         if reached > settled:
             self.waiting = _between(positions, settled, reached)
         moved = min(finite, self.plan.num_steps - before)

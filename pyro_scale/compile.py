@@ -129,6 +129,10 @@ class CompiledModel:
         indices = check_indices(indices, self.num_data, self.data.device)
         if self._whole_only and not torch.equal(indices, torch.arange(self.num_data, device=indices.device)):
             raise MinibatchError(self.structure.minibatch_error)
+        return self.gathered(indices)
+
+    def gathered(self, indices: Tensor) -> Batch:
+        """As `batch`, at indices that are known to be those of rows."""
         return Batch(self.data.take(indices), indices, self.num_data / indices.shape[-1])
 
     def arrived(self, rows: dict[str, Tensor]) -> Batch:

@@ -131,14 +131,14 @@ class Steps:
     def at(self, chain: int, indices: Tensor | None) -> tuple[Position, Batch]:
         """Position of one chain, and its rows: those of a step, unless all steps or all chains have the same."""
         position = tree.map(lambda leaf: leaf[chain], self.position())
-        batch = self.batch if indices is None else self.compiled.batch(indices[chain])
+        batch = self.batch if indices is None else self.compiled.gathered(indices[chain])
         return self.compiled.at_rows(position, batch.indices), batch
 
     def _one(self, chunk: Chunk, number: int, kept: Sequence[int]) -> Taken:
         """A step by the recorded function, which does not move chains from where the log posterior is not finite."""
         indices, noise, settings = chunk.step(number)
         if indices is not None:
-            self.batch = self.compiled.batch(indices)
+            self.batch = self.compiled.gathered(indices)
         try:
             after, info = self.update(self.table.rows(self.chains, indices), self.batch, noise, settings)
         except LinAlgError:  # a matrix of the model is no longer positive definite
@@ -189,7 +189,7 @@ class Steps:
         with suppress(LinAlgError):
             for step in range(number):
                 indices, noise, settings = chunk.step(step)
-                batch = self.example if indices is None else self.compiled.batch(indices)
+                batch = self.example if indices is None else self.compiled.gathered(indices)
                 after, _ = self.recorded.function(self.table.rows(state, indices), batch, noise, settings)
                 state = self.table.write(self.table.copied(state), after, indices)
             for found, expected in zip(pytree.tree_leaves(native), pytree.tree_leaves(state), strict=True):

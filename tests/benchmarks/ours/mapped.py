@@ -76,7 +76,7 @@ posterior = ps.infer(
 )
 compiled = ps.compile_model(logistic_regression, data, batch_size=batch_size)
 x, y = compiled.data.rows["x"], compiled.data.rows["y"]
-ours, plain = gather_microseconds(compiled.batch, lambda indices: (x[indices], y[indices]))
+ours, plain = gather_microseconds(compiled.gathered, lambda indices: (x[indices], y[indices]))
 answer(
     step_microseconds=posterior.timing["sample"] / posterior.num_steps * 1e6,
     gather_microseconds=ours,
