@@ -61,9 +61,9 @@ class Potential:
         self.calls = 0
         self.lock = threading.Lock()  # what traces a graph sees the calls of other threads, too
         if isinstance(function, Recorded):
-            self.choice = Choice(jit_compile, function, "captured", calls="Gradients")
+            self.choice = Choice(jit_compile, function, "captured", what="Gradients")
         else:  # why it is not has been logged
-            self.choice = Choice(False, None, "eager", calls="Gradients")
+            self.choice = Choice(False, None, "eager", what="Gradients")
 
     def expect(self, remaining: float) -> None:
         """Compiles now, if that repays with so many calls to go."""

@@ -44,9 +44,10 @@ class Recorded:
     """
 
     def __init__(self, graph: fx.GraphModule, where: Sequence[int], structure: Any) -> None:
-        for name, parameter in list(graph.named_parameters()):  # which a model may hold
-            delattr(graph, name)
-            graph.register_buffer(name, parameter.detach(), persistent=False)
+        held = [*graph.named_parameters(), *graph.named_buffers()]
+        for name, tensor in [(name, tensor) for name, tensor in held if tensor.requires_grad]:
+            delattr(graph, name)  # a model may hold it
+            graph.register_buffer(name, tensor.detach(), persistent=False)
         self.graph = graph
         self.where = where
         self.structure = structure
@@ -60,10 +61,14 @@ class Recorded:
         """What the function returns, from what the graph does."""
         return pytree.tree_unflatten(leaves, self.structure)
 
-    def described(self) -> str:
-        """The operations, in words; not the values of what the graph holds."""
-        modules = (module for module in self.graph.modules() if isinstance(module, fx.GraphModule))
-        return "\n".join([f"{self.where} {self.structure}", *(module.code for module in modules)])
+    def described(self) -> str | None:
+        """The operations and what they give, but for values; None where a graph within holds tensors of its own."""
+        modules = [module for module in self.graph.modules() if isinstance(module, fx.GraphModule)]
+        if any(list(module.buffers()) for module in modules[1:]):
+            return None
+        results = [(node.name, node.meta.get("val")) for module in modules for node in module.graph.nodes]
+        kinds = [(name, tuple(val.shape), str(val.dtype)) for name, val in results if isinstance(val, Tensor)]
+        return "\n".join([f"{self.where} {self.structure} {kinds}", *(module.code for module in modules)])
 
     def __call__(self, *arguments: Any) -> Any:
         # some operations keep what their gradient needs, another operation of the graph, only where it is enabled

@@ -56,7 +56,7 @@ class Choice:
         how: how calls run as yet, for the log.
         reason: why there is no graph.
         variant: what else the code depends on, as the length of a chunk.
-        calls: what they are, for the log.
+        what: what calls are, for the log.
 
     Attributes:
         seconds: spent on compilation.
@@ -69,14 +69,14 @@ class Choice:
         how: str,
         reason: str = "",
         variant: object = (),
-        calls: str = "Steps",
+        what: str = "Steps",
     ) -> None:
         self.wanted = jit_compile is not False
         self.sure = jit_compile is True
         self.recorded = recorded
         self.how = how
         self.reason = reason
-        self.name = calls
+        self.what = what
         self.seconds = 0.0
         self.is_compiled = False
         self.calls = {False: 0, True: 0}
@@ -151,7 +151,7 @@ class Choice:
 
     def _give_up(self, reason: str) -> None:
         self.wanted = False
-        logger.info("%s are not compiled, and run %s. %s.", self.name, self.how, reason.rstrip("."))
+        logger.info("%s are not compiled, and run %s. %s.", self.what, self.how, reason.rstrip("."))
 
 
 def check_jit_compile(value: object) -> None:

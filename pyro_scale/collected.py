@@ -132,14 +132,10 @@ class Collected:
         self.values = values
         self.draws: list[Kept] = []
         self.warmup: list[Position] = []
-        self.waiting = waiting if waiting is None or values is None else values(waiting)
+        self.waiting = waiting
         self.num_steps = num_steps
+        self.num_draws = 0
         self.clamped = torch.zeros(plan.num_chains, dtype=torch.long)
-
-    @property
-    def num_draws(self) -> int:
-        """Draws kept so far by a chain."""
-        return sum(len(kept.log_posterior) for kept in self.draws)
 
     def took(self, taken: Taken, finite: int) -> list[str]:
         """Steps were taken, of which the first `finite` started where the log posterior is finite.
@@ -148,7 +144,6 @@ class Collected:
             Names of rows' own sites with a value that is not finite at a position that would be kept.
         """
         before = self.num_steps
-        positions = self.values(taken.positions) if self.values and taken.kept else taken.positions
         if self.waiting is not None and finite > 0:
             if bad := self._settle([before], self.waiting, taken.log_posterior[:1]):
                 return bad
@@ -157,10 +152,10 @@ class Collected:
         if settled:
             numbers = list(taken.kept[:settled])
             steps = [before + number for number in numbers]
-            if bad := self._settle(steps, _between(positions, 0, settled), taken.log_posterior[numbers]):
+            if bad := self._settle(steps, _between(taken.positions, 0, settled), taken.log_posterior[numbers]):
                 return bad
         if reached > settled:
-            self.waiting = _between(positions, settled, reached)
+            self.waiting = _between(taken.positions, settled, reached)
         moved = min(finite, self.plan.num_steps - before)
         self.num_steps = before + moved
         self.clamped += taken.clamped[:moved].sum(0).cpu()
@@ -176,10 +171,13 @@ class Collected:
                     self.num_steps, last = steps[place], place
                     break
             positions = {name: leaf for name, leaf in positions.items() if name not in self.moments.left_out}
+        if self.values is not None:
+            positions = self.values(positions)
         if first_draw > 0:
             self.warmup.append(_between(positions, 0, first_draw))
         if last > first_draw:  # in one go: Ctrl-C may come between any two statements
             self.draws.append(Kept(_between(positions, first_draw, last), log_posterior[first_draw:last]))
+            self.num_draws += last - first_draw
         return bad
 
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 functorch: Any = torch._C._functorch
 transforms: Any = torch._functorch.eager_transforms
 PARTS = (
-    (functorch, ("_wrap_for_grad", "_unwrap_for_grad", "is_batchedtensor")),
+    (functorch, ("_wrap_for_grad", "_unwrap_for_grad", "is_batchedtensor", "is_gradtrackingtensor")),
     (transforms, ("_create_differentiable", "grad_increment_nesting")),
 )
 
@@ -25,7 +25,7 @@ PARTS = (
 def grad_and_value(function: Callable[..., Tensor]) -> Callable[..., tuple[Any, Tensor]]:
     """A function that returns the gradient of `function` in its first argument, and its value.
 
-    It works under `vmap`; it is not to be differentiated.
+    It works under `vmap`. Where it is differentiated in turn, it is that of torch.
 
     Args:
         function: of a tree of tensors, and of further trees; returns a 0-d tensor.
@@ -39,6 +39,8 @@ def grad_and_value(function: Callable[..., Tensor]) -> Callable[..., tuple[Any, 
 
     def differentiated(position: Any, *rest: Any) -> tuple[Any, Tensor]:
         leaves, structure = pytree.tree_flatten(position)
+        if any(map(functorch.is_gradtrackingtensor, leaves)):
+            return torch.func.grad_and_value(function)(position, *rest)
         # operations that write to their result, which gradients that are not differentiated use, lack rules for vmap
         vectorised = any(functorch.is_batchedtensor(leaf) for leaf in leaves)
         # enabled below the level too: there, recurrent layers (vmap has none) keep what their gradient needs
@@ -50,7 +52,8 @@ def grad_and_value(function: Callable[..., Tensor]) -> Callable[..., tuple[Any, 
 
             def outside(leaf: Tensor) -> Tensor:
                 result: Tensor = functorch._unwrap_for_grad(leaf, level)
-                return result.detach() if result.requires_grad else result  # a model may hold parameters
+                # a model may hold parameters
+                return result.detach() if result.requires_grad and not vectorised else result
 
             variables = [transforms._create_differentiable(inside(leaf)) for leaf in leaves]
             value = function(pytree.tree_unflatten(variables, structure), *pytree.tree_map(inside, rest))

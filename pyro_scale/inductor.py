@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
@@ -130,12 +131,15 @@ class Wrapper(Base):  # type: ignore[misc]
 
     def _last_name(self, name: str) -> str:
         """The last of the tensors that take a tensor's memory over, one after another."""
-        if not hasattr(self, "taken_over"):
-            reused = [line for line in self.lines if isinstance(line, ReuseLine)]
-            self.taken_over = {line.node.get_name(): line.reused_as.get_name() for line in reused}
         while name in self.taken_over:
             name = self.taken_over[name]
         return name
+
+    @cached_property
+    def taken_over(self) -> dict[str, str]:
+        """Tensor -> the one that takes its memory over; asked for once all lines of the code are planned."""
+        reused = [line for line in self.lines if isinstance(line, ReuseLine)]
+        return {line.node.get_name(): line.reused_as.get_name() for line in reused}
 
 
 def _braced(numbers: Any) -> str:

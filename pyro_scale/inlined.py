@@ -36,8 +36,10 @@ class Inlined:
             for name, value in buffers.items()
         }
         self.constants = {name: value for name, value in buffers.items() if self.numbers[name] is None}
-        # with the shapes of what it takes, all that tells it from others
-        self.described = (recorded.described(), self.numbers)
+        # with the shapes of what it takes, all that tells it from others; None if that cannot be told
+        held = [(name, tuple(value.shape), str(value.dtype), self.numbers[name]) for name, value in buffers.items()]
+        operations = recorded.described()
+        self.described = None if operations is None else (operations, held)
 
     def __call__(self, constants: Mapping[str, Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the graph does."""

@@ -103,7 +103,7 @@ class Loop:
         arguments = self._arguments(state, chunk, batch, 0, [1])
         leaves, self.structure = pytree.tree_flatten(self._parts(arguments)[0])
         kind = (str(self.structure), table.axes, batch.scale, self.most_kept, columns is None, single, self.apart)
-        described = (self.inlined.described, kind)
+        described = self.inlined.described and (self.inlined.described, kind)
         self.compiled = compile_native(self._native, leaves, described=described)
 
     def take(self, state: Any, chunk: Chunk, batch: Batch, first: int, last: int, kept: Sequence[int]) -> Taken:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -125,8 +127,10 @@ def _note(described: object, example: Sequence[Tensor]) -> Path | None:
         return None
     tensors = [(tuple(each.shape), each.stride(), str(each.dtype)) for each in example]
     chosen = sorted(item for item in os.environ.items() if item[0].startswith("TORCHINDUCTOR_"))
-    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), chosen)
-    return kept_by((machine, tensors, described), "code")
+    python = (sys.implementation.cache_tag, platform.machine(), platform.processor())
+    settings = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), chosen)
+    version = (torch.__version__, torch.backends.cpu.get_cpu_capability(), python)
+    return kept_by((version, settings, tensors, described), "code")
 
 
 def _of_earlier(note: Path | None) -> Compiled | None:

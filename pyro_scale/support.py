@@ -34,9 +34,9 @@ def check_support(
 ) -> None:
     """Evaluates the supports at all rows: a label of 2 may sit in any batch.
 
-    The model runs on the rows for it, unless a site observes an argument as it is and its support is the same for all
-    rows: then where a value of the argument is outside alone. Nothing is done for real values passed as data, which are
-    known to be finite.
+    The model runs on the rows for it; where sites observe the very arguments, and their supports take nothing from the
+    data, on blocks alone where a value of an argument is outside. Nothing is done for real values passed as data, which
+    are known to be finite.
 
     Args:
         model: the Pyro model.
@@ -62,7 +62,9 @@ def check_support(
     whole = [(0, data.num_data, reference)]
     at_once = batch_size is None or isinstance(data, Streamed)  # the rows of a loader are checked as they come
     known = known_supports(data, rows, reference, elsewhere)
-    as_it_is = known if {each.site for each in known.values()} >= set(names) else {}
+    as_it_is = {name: each for name, each in known.items() if _is_passed(reference.sites[each.site], given[name], each)}
+    if not {each.site for each in as_it_is.values()} >= set(names):
+        as_it_is = {}
     for start, length, found in whole if at_once else _blocks(model, data, batch_size or 1, position, as_it_is):
         for name in names:
             if name in found.sites:
@@ -89,11 +91,11 @@ class Supported(NamedTuple):
 
     def holds(self, value: Tensor) -> bool:
         """Whether all values are inside the support."""
-        return bool(self.fn.support.check(value.to(torch.zeros((), dtype=torch.float64))).all())
+        return bool(self.fn.support.check(value.to(torch.float64)).all())
 
     def check(self, value: Tensor) -> None:
         """Raises `DataError` where a value is outside the support."""
-        value = value.to(torch.zeros((), dtype=torch.float64))
+        value = value.to(torch.float64)
         inside = self.fn.support.check(value)
         if not bool(inside.all()):
             index = (~inside).nonzero()[0].tolist()
@@ -108,6 +110,19 @@ def _same_for_all_rows(support: Any) -> bool:
     parts = [value for value in values if isinstance(value, constraints.Constraint)]
     sizes = [value.numel() for value in values if isinstance(value, Tensor)]
     return all(size == 1 for size in sizes) and all(map(_same_for_all_rows, parts))
+
+
+def _is_passed(site: PyroSite, given: Tensor, supported: Supported) -> bool:
+    """Whether a site observes the very tensor that the model was passed, and its support has no number of the data."""
+    observed = site["value"]
+    same = observed.data_ptr() == given.data_ptr() and observed.stride() == given.stride()
+    return same and not _has_tensors(supported.fn.support)
+
+
+def _has_tensors(support: Any) -> bool:
+    values = vars(support).values()
+    parts = [value for value in values if isinstance(value, constraints.Constraint)]
+    return any(isinstance(value, Tensor) for value in values) or any(map(_has_tensors, parts))
 
 
 def _blocks(

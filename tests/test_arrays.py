@@ -155,6 +155,41 @@ def test_bad_rows_are_found_in_every_block(bad: list[int], value: float, monkeyp
         compile_model(logistic, {"x": x, "y": y})
 
 
+def relabelled(y: Tensor) -> None:
+    """Observes another value where the label is 9."""
+    rate = pyro.sample("rate", dist.Gamma(1.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("obs", dist.Poisson(rate), obs=torch.where(y == 9, -1.0, y))
+
+
+def trials(n: Tensor, y: Tensor) -> None:
+    """The support is another for every row."""
+    p = pyro.sample("p", dist.Beta(1.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("obs", dist.Binomial(n, p), obs=y)
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, None])
+def test_labels_are_checked_as_the_model_observes_them(batch_size: int | None) -> None:
+    y, n = torch.ones(ROWS), torch.full((ROWS,), 9.0)
+    y[77] = 9
+    compile_model(trials, {"n": n, "y": y}, batch_size=batch_size)
+    n[77] = 8
+    with pytest.raises(DataError, match=r"'obs' observes 9.0 at index \[77\]"):
+        compile_model(trials, {"n": n, "y": y}, batch_size=batch_size)
+    with pytest.raises(DataError, match=r"'obs' observes -1.0 at index \[77\]"):
+        compile_model(relabelled, {"y": y}, batch_size=batch_size)
+
+
+def test_labels_observed_as_they_are_need_no_run_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: Any) -> Any:
+        raise AssertionError("the model runs on all rows")
+
+    monkeypatch.setattr(support, "run", run)
+    x, y = numbers()
+    assert compile_model(logistic, {"x": x, "y": y}, batch_size=50).num_data == ROWS
+
+
 @pytest.mark.parametrize("row", [0, ROWS - 1])
 def test_labels_outside_their_support_are_found_in_every_block(row: int, tmp_path: Path) -> None:
     x, y = numbers()

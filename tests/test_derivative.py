@@ -85,3 +85,16 @@ def test_a_recurrent_layer_stays_one_operation() -> None:
     torch.testing.assert_close(value, value_expected)
     for name, leaf in expected.items():
         torch.testing.assert_close(found[name], leaf)
+
+
+def test_differentiated_it_is_that_of_torch() -> None:
+    def slopes(take: Any, b: Tensor) -> Tensor:
+        gradient, value = take(grouped)({"a": position()["a"], "b": b}, numbers(6, seed=4))
+        return gradient["a"].square().sum() + value
+
+    b = position()["b"]
+    found, expected = (
+        torch.func.grad(lambda b, take=take: slopes(take, b))(b) for take in (grad_and_value, torch.func.grad_and_value)
+    )
+    assert expected != 0
+    torch.testing.assert_close(found, expected)

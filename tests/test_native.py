@@ -19,10 +19,11 @@ from torch._inductor import config
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_scale import capture, native
-from pyro_scale.capture import CaptureError
+from pyro_scale.capture import CaptureError, record
 from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.inference import infer
+from pyro_scale.inlined import compiled_function
 from pyro_scale.kernels import SGHMC, SGLD
 from pyro_scale.loop import Loop
 from pyro_scale.native import NativeError, compile_native
@@ -306,3 +307,34 @@ def test_code_of_an_earlier_process_serves_the_same_steps_alone(
     for note in tmp_path.rglob("*.code"):
         note.write_text(str(tmp_path / "removed.so"))
     check(KERNEL, DATA, new=1)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float64), (torch.float64, torch.float32)])
+def test_code_of_other_constants_is_not_taken(
+    dtypes: tuple[torch.dtype, torch.dtype], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Constants whose entries are all equal are written into the code: what tells them apart is their shape."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for size, dtype in zip((20, 400), dtypes, strict=True):
+        held = torch.full((size,), 2.0, dtype=dtype)
+
+        def function(x: Tensor, held: Tensor = held) -> Tensor:
+            return (x - held).square().sum()
+
+        x = torch.tensor(0.5, dtype=torch.float64)
+        assert torch.allclose(compiled_function(record(function, x), x)(x), function(x))
+
+
+def test_tensors_that_a_model_holds_tie_no_draw_to_those_before() -> None:
+    offset = torch.tensor(0.1, dtype=torch.float64, requires_grad=True) * 2
+
+    def model(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(x @ w + offset, 1.0), obs=y)
+
+    compiled = compile_model(model, DATA, batch_size=6)
+    found = [sample(compiled, KERNEL, Plan(10, 0, 1, 2, ("w",)), jit_compile=way) for way in (True, False)]
+    assert [each.how for each in found] == ["compiled", "captured"]
+    assert_same(*found)
+    assert not any(each.draws["w"].requires_grad or each.log_posterior.requires_grad for each in found)
