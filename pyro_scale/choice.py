@@ -32,6 +32,8 @@ COMPILE_SECONDS = (2.3, 0.02)
 HEADER_SECONDS = 3.0
 """The first of all on a machine also compiles torch's headers."""
 
+LATER = 1.3
+"""A first compilation may cost so much more than this run saves: later processes find the code."""
 LOAD_SECONDS = 0.3
 """Where a compiler was called, it is taken to need so long when the code is in the cache, until that is measured."""
 
@@ -95,7 +97,8 @@ class Choice:
             return True
         if (self.known is None or self.known.recorded is None) and self.spent[False] < TRIAL_SECONDS:
             return False
-        self.wanted = remaining * self._saved() > self._cost()
+        later = LATER if self.known is None else 1.0
+        self.wanted = later * remaining * self._saved() > self._cost()
         return self.wanted
 
     def compiled(self, make: Callable[[], T]) -> T | None:

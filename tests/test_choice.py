@@ -74,6 +74,23 @@ def test_auto_measures_first() -> None:
     assert chosen.now(10**9)
 
 
+def test_a_first_compilation_may_cost_somewhat_more_than_the_run_saves() -> None:
+    """Later processes find the code; they know what it costs, and decide by that alone."""
+
+    def later(compile: float) -> Choice:
+        return known(compile, compiled=1e-4, recorded=1e-3)
+
+    chosen = choose()
+    chosen.took(100, choice.TRIAL_SECONDS)
+    enough = chosen._cost() / chosen._saved()
+    assert chosen.now(round(0.8 * enough))
+    too_few = choose()
+    too_few.took(100, choice.TRIAL_SECONDS)
+    assert not too_few.now(round(0.7 * enough))
+    assert not later(1.0).now(round(0.9 * 1.0 / 9e-4))
+    assert later(1.0).now(round(1.1 * 1.0 / 9e-4))
+
+
 def test_auto_does_not_ask_again() -> None:
     chosen = choose()
     chosen.took(100, choice.TRIAL_SECONDS)
