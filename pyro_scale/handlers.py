@@ -180,6 +180,7 @@ class _Prepare(Messenger):
 
     def _pyro_sample(self, msg: PyroSite) -> None:
         if is_data(msg) and msg["value"] is not None:
+            msg["passed"] = msg["value"]
             msg["value"] = torch.as_tensor(msg["value"]).to(torch.zeros(()))
 
     def _pyro_param(self, msg: PyroSite) -> None:

@@ -114,8 +114,8 @@ def _same_for_all_rows(support: Any) -> bool:
 
 def _is_passed(site: PyroSite, given: Tensor, supported: Supported) -> bool:
     """Whether a site observes the very tensor that the model was passed, and its support has no number of the data."""
-    observed = site["value"]
-    same = observed.data_ptr() == given.data_ptr() and observed.stride() == given.stride()
+    passed = site["passed"]
+    same = isinstance(passed, Tensor) and passed.data_ptr() == given.data_ptr() and passed.stride() == given.stride()
     return same and not _has_tensors(supported.fn.support)
 
 

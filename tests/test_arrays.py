@@ -185,9 +185,15 @@ def test_labels_observed_as_they_are_need_no_run_of_the_model(monkeypatch: pytes
     def run(*arguments: Any) -> Any:
         raise AssertionError("the model runs on all rows")
 
+    def classes(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([COLUMNS, 3]).to_event(2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Categorical(logits=x @ w), obs=y)
+
     monkeypatch.setattr(support, "run", run)
     x, y = numbers()
-    assert compile_model(logistic, {"x": x, "y": y}, batch_size=50).num_data == ROWS
+    for model, labels in ((logistic, y), (classes, y.astype(np.int64))):
+        assert compile_model(model, {"x": x, "y": labels}, batch_size=50).num_data == ROWS
 
 
 @pytest.mark.parametrize("row", [0, ROWS - 1])
