@@ -17,6 +17,7 @@ model, data = MODELS[given["model"]], dict(np.load(given["data"]))
 
 def run(num_samples: int, warmup_steps: int) -> Posterior:
     settings = {"num_chains": 1, "sampler": given["sampler"], "seed": given["seed"], "progress": False}
+    settings["jit_compile"] = True  # as a long run decides for itself
     return nuts(model, data, num_samples=num_samples, warmup_steps=warmup_steps, **settings)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from measure import Answers, Bench, Side, median
+from measure import Bench, Side, median
 from results import Goal, Row, row
 
 COLUMNS = 4
@@ -23,17 +23,19 @@ def measure(bench: Bench) -> list[Row]:
 
     found = bench.alternate(2, *(side(size, network=False) for size in sizes))
     few, many = bench.alternate(1, side(sizes[0], network=True), side(sizes[-1], network=True))
-    first = beyond_the_gather(found[0])
-    rows = [
-        row(
-            f"{size:.0e} rows of a mapped file, logistic regression, batch 256: µs a step beyond the gather",
-            f"{beyond_the_gather(answers):.3g} µs (whole step {median(answers, 'step_microseconds'):.3g} µs)",
-            f"1e4 rows: {first:.3g} µs",
-            beyond_the_gather(answers) / first,
-            Goal("<=", 1.1),
+    first, gather = (median(found[0], key) for key in ("step_microseconds", "plain_microseconds"))
+    rows = []
+    for size, answers in zip(sizes[1:], found[1:], strict=True):
+        step, more = median(answers, "step_microseconds"), median(answers, "plain_microseconds") - gather
+        rows.append(
+            row(
+                f"{size:.0e} rows of a mapped file, logistic regression, batch 256: µs a step",
+                f"{step:.3g} µs",
+                f"1e4 rows: {first:.3g} µs, and {more:.3g} µs that a plain gather takes longer here than there",
+                step / (first + more),
+                Goal("<=", 1.1),
+            )
         )
-        for size, answers in zip(sizes[1:], found[1:], strict=True)
-    ]
     for size, answers in zip(sizes, found, strict=True):
         ours, plain = median(answers, "gather_microseconds"), median(answers, "plain_microseconds")
         work = f"{size:.0e} rows of a mapped file: µs to gather 256"
@@ -42,11 +44,6 @@ def measure(bench: Bench) -> list[Row]:
     work = f"{sizes[-1]:.0e} rows of a mapped file, network 4-128-128-1, batch 256: ms a step"
     rows.append(row(work, f"{large:.3g} ms", f"1e4 rows: {small:.3g} ms", large / small, Goal("<=", 1.1)))
     return rows
-
-
-def beyond_the_gather(answers: Answers) -> float:
-    """Microseconds of a step less those of a plain gather of its rows."""
-    return median(answers, "step_microseconds") - median(answers, "plain_microseconds")
 
 
 def write(folder: Path, num_data: int) -> dict[str, str]:
