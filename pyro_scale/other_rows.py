@@ -85,7 +85,7 @@ def check_observations(compiled: CompiledModel, draws: Mapping[str, Tensor]) -> 
         name = "its observations" if argument is None else f"'{argument}'"
         raise ArgumentError(f"The log-likelihood of site '{missing[0]}' needs observations: pass {name} in data.")
     first, last = _at_draw(compiled, draws, 0), _at_draw(compiled, draws, -1)
-    check_support(compiled.model, compiled.data, compiled.data.rows, None, first, last, {})
+    check_support(compiled.model, compiled.data, compiled.data.rows, None, first, last, {}, {})
     with _refusing(compiled):
         for site in first.sites.values():
             log_prob(site)

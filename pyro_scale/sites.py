@@ -90,8 +90,8 @@ def describe(model: Model, data: Data, batch_size: int | None, generator: torch.
     position: Position = {}
     reference, elsewhere = reference_runs(model, data, rows, position, generator)
     check_plates(reference, len(indices), data.num_data)
-    check_support(model, data, rows, batch_size, reference, elsewhere, position)
     supports = known_supports(data, rows, reference, elsewhere)
+    check_support(model, data, rows, batch_size, reference, elsewhere, position, supports)
     del elsewhere  # it has as many values as the position
     check_density(model, data, rows, reference, position)
     compared = compare(model, data, reference, position, indices, generator)

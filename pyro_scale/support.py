@@ -31,6 +31,7 @@ def check_support(
     reference: Run,
     elsewhere: Run,
     position: Position,
+    known: Mapping[str, Supported],
 ) -> None:
     """Evaluates the supports at all rows: a label of 2 may sit in any batch.
 
@@ -47,6 +48,7 @@ def check_support(
         elsewhere: a run on the same rows at another position: supports that differ follow latent sites, and no
             value can be called wrong beforehand.
         position: unconstrained values of the latent sites.
+        known: as `known_supports` finds them in the two runs; needed where the model would run on blocks of the rows.
 
     Raises:
         DataError: an observed value outside the support of its distribution.
@@ -61,7 +63,6 @@ def check_support(
         return
     whole = [(0, data.num_data, reference)]
     at_once = batch_size is None or isinstance(data, Streamed)  # the rows of a loader are checked as they come
-    known = known_supports(data, rows, reference, elsewhere)
     as_it_is = {name: each for name, each in known.items() if _is_passed(reference.sites[each.site], given[name], each)}
     if not {each.site for each in as_it_is.values()} >= set(names):
         as_it_is = {}
