@@ -22,11 +22,13 @@ def kept_by(described: object, suffix: str) -> Path | None:
 def cache_folder() -> Path | None:
     """A folder of ours within that of Inductor, which is not imported for it; None without a name for it."""
     chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    try:
-        user = re.sub(r"\W", "_", getpass.getuser())
-    except (OSError, KeyError, ImportError):  # a user without a name
-        return None
-    return Path(chosen or Path(tempfile.gettempdir()) / f"torchinductor_{user}") / "pyro_scale"
+    if not chosen:
+        try:
+            user = re.sub(r"\W", "_", getpass.getuser())
+        except (OSError, KeyError, ImportError):  # a user without a name
+            return None
+        chosen = f"{tempfile.gettempdir()}/torchinductor_{user}"
+    return Path(chosen) / "pyro_scale"
 
 
 def write(path: Path, text: str) -> None:

@@ -62,12 +62,13 @@ class Recorded:
         return pytree.tree_unflatten(leaves, self.structure)
 
     def described(self) -> str | None:
-        """The operations and what they give, but for values; None where a graph within holds tensors of its own."""
+        """All but the values of what it holds; None where a graph within holds tensors of its own."""
         modules = [module for module in self.graph.modules() if isinstance(module, fx.GraphModule)]
         if any(list(module.buffers()) for module in modules[1:]):
             return None
         results = [(node.name, node.meta.get("val")) for module in modules for node in module.graph.nodes]
-        kinds = [(name, tuple(val.shape), str(val.dtype)) for name, val in results if isinstance(val, Tensor)]
+        found = [(name, val) for name, val in results if isinstance(val, Tensor)]
+        kinds = [(name, tuple(val.shape), str(val.dtype), str(val.device)) for name, val in found]
         return "\n".join([f"{self.where} {self.structure} {kinds}", *(module.code for module in modules)])
 
     def __call__(self, *arguments: Any) -> Any:
@@ -127,7 +128,7 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Re
     try:
         graph = traced(flat, given)
     except Exception as error:  # torch raises a dozen types here, and a user's model any
-        raise CaptureError(_first_line(error)) from error
+        raise CaptureError(first_line(error)) from error
     if operation := undecided_shape(graph):
         raise CaptureError(f"the shape of a result of {operation} depends on values")
     write_out_types(graph)
@@ -161,12 +162,12 @@ def fastest(
             with torch.no_grad():
                 expected = _sampled(vectorised(*example))
         except Exception as error:  # whatever vmap cannot do; what is the model's own fault is raised below
-            unmappable = f"The model cannot be vectorised over chains: {_first_line(error)}."
+            unmappable = f"The model cannot be vectorised over chains: {first_line(error)}."
         else:
             recorded, reason = _recorded(vectorised, example, expected, fixed)
             if reason:
                 logger.info("Steps run through Pyro's handlers. %s", reason)
-            # a model that holds parameters would otherwise tie every step to all the ones before
+            # not recorded, a model that holds parameters would tie every step to all the ones before
             chosen = torch.no_grad()(recorded or vectorised)
             return Step(chosen, "captured" if recorded else "eager", recorded, False, reason)
     one_chain = _chain(0, mapped, example)
@@ -243,6 +244,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other.to(one.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error, for a sentence on what went wrong."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip(' .')}" if lines else type(error).__name__

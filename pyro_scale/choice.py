@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
-from pyro_scale.cached import kept_by, write
+from pyro_scale.cached import cache_folder, kept_by, write
 from pyro_scale.capture import Recorded
 from pyro_scale.errors import ArgumentError
 from pyro_scale.native import NativeError
@@ -141,8 +141,9 @@ class Choice:
         if self.known is not None:
             return self.known.compile
         first, each = COMPILE_SECONDS
-        assert self.record is not None
-        return first + each * self._operations() + (0 if self.record.parent.exists() else HEADER_SECONDS)
+        folder = cache_folder()
+        is_first = folder is None or not folder.exists()
+        return first + each * self._operations() + (HEADER_SECONDS if is_first else 0)
 
     def recorded_seconds(self) -> float:
         """Of a call of the recorded graph; 0 if none was timed."""
@@ -170,13 +171,11 @@ def _children() -> float:
 
 
 def _record_of(recorded: Recorded, variant: object) -> Path | None:
-    """Where what is known of a graph is written; None without a folder for it."""
-    shapes = [
-        (tuple(value.shape), str(value.dtype), str(value.device))
-        for node in recorded.graph.graph.nodes
-        if isinstance(value := node.meta.get("val"), torch.Tensor)
-    ]
-    return kept_by((torch.__version__, torch.get_num_threads(), variant, recorded.graph.code, shapes), "json")
+    """Where what is known of a graph is written; None if nowhere."""
+    operations = recorded.described()
+    if operations is None:
+        return None
+    return kept_by((torch.__version__, torch.get_num_threads(), variant, operations), "json")
 
 
 def _read(path: Path | None) -> Known | None:

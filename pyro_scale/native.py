@@ -103,8 +103,8 @@ def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tenso
     fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
     with torch.no_grad():
         graph = make_fx(function, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*fakes)
-        if len(_nodes(graph)) > MOST_NODES:
-            raise NativeError(f"the graph has {len(_nodes(graph))} operations, more than {MOST_NODES}")
+        if (num_nodes := _num_nodes(graph)) > MOST_NODES:
+            raise NativeError(f"the graph has {num_nodes} operations, more than {MOST_NODES}")
         with (
             V.set_fake_mode(mode),
             tracing(TracingContext(mode)),
@@ -127,7 +127,7 @@ def _note(described: object, example: Sequence[Tensor]) -> Path | None:
         return None
     tensors = [(tuple(each.shape), each.stride(), str(each.dtype)) for each in example]
     chosen = sorted(item for item in os.environ.items() if item[0].startswith("TORCHINDUCTOR_"))
-    python = (sys.implementation.cache_tag, platform.machine(), platform.processor())
+    python = (sys.implementation.cache_tag, platform.machine())
     settings = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), chosen)
     version = (torch.__version__, torch.backends.cpu.get_cpu_capability(), python)
     return kept_by((version, settings, tensors, described), "code")
@@ -195,7 +195,6 @@ def repeated(
     return result
 
 
-def _nodes(graph: fx.GraphModule) -> list[fx.Node]:
-    """All of a graph's, and of those within it."""
-    modules = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
-    return [node for module in modules for node in module.graph.nodes]
+def _num_nodes(graph: fx.GraphModule) -> int:
+    """Of a graph, and of those within it."""
+    return sum(len(module.graph.nodes) for module in graph.modules() if isinstance(module, fx.GraphModule))

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
 from pyro_scale.arriving import arriving_at
-from pyro_scale.capture import Step, fastest
+from pyro_scale.capture import Step, fastest, first_line
 from pyro_scale.choice import Choice, JitCompile
 from pyro_scale.collected import Taken
 from pyro_scale.compile import CompiledModel
@@ -178,7 +178,7 @@ class Steps:
             except NativeError:
                 raise
             except Exception as error:  # of the native code, since the recorded function has run before
-                raise NativeError(f"Its first steps fail: {str(error).partition(chr(10))[0].rstrip('.')}") from error
+                raise NativeError(f"Its first steps fail: {first_line(error)}") from error
         return loop
 
     def _check(self, loop: Loop, chunk: Chunk) -> None:

@@ -91,6 +91,22 @@ def test_a_first_compilation_may_cost_somewhat_more_than_the_run_saves() -> None
     assert later(1.0).now(round(1.1 * 1.0 / 9e-4))
 
 
+def test_a_user_without_a_name_has_runs_without_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert cache_folder() is not None  # chosen by name: nobody is asked
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert cache_folder() is None
+    chosen = choose()
+    chosen.took(100, choice.TRIAL_SECONDS)
+    assert chosen.now(10**9)
+    chosen.compiled(lambda: None)
+    chosen.took(100, 1e-4)
+    chosen.remember()
+
+
 def test_auto_does_not_ask_again() -> None:
     chosen = choose()
     chosen.took(100, choice.TRIAL_SECONDS)
