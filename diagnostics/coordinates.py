@@ -80,7 +80,7 @@ def spread_of_weights(compiled: CompiledModel, whitened: Whitened, mode: Mode, s
     excess = []
     for _ in range(TRIAL_DRAWS):
         flat = torch.randn(tree.size(mode.position), generator=generator, dtype=torch.float64, device="cpu")
-        z = tree.unravel(flat.to(whitened.mode), whitened.shapes)
+        z = tree.unravel(flat.to(whitened.center), whitened.shapes)
         value = -math.inf
         with suppress(LinAlgError), torch.no_grad():
             value = float(whitened(z, batch))

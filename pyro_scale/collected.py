@@ -27,6 +27,7 @@ class Plan:
         num_chains: chains.
         keep: sites whose draws are kept.
         save_warmup: whether every `thinning`-th position of the warm-up is kept too.
+        pilot_steps: that were taken before, to choose what the run needs.
         sampling: of a step, counted from 0, whether the position that it leads to may be a draw; None for all. The
             draws are spread evenly over these steps after warm-up.
 
@@ -41,6 +42,7 @@ class Plan:
     keep: tuple[str, ...]
     save_warmup: bool = False
     sampling: Callable[[int], bool] | None = None
+    pilot_steps: int = 0
 
     def __post_init__(self) -> None:
         if len(self.sampling_steps) < self.num_samples:

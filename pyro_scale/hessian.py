@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch.func import grad, grad_and_value, jacrev, vmap
 
 from pyro_scale import tree
 from pyro_scale.compile import CompiledModel
+from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Batch, LogPosterior, Position, Shapes
 
 BLOCK_ROWS = 65_536
@@ -86,6 +88,21 @@ class AllRows:
         return entries
 
 
+def largest_curvatures(target: LogPosterior, batch: Batch, positions: Position) -> Tensor:
+    """The largest curvature at each of a few positions, in size, as rows of a batch estimate it; per datum, `(n,)`.
+
+    Positions without a finite curvature are left out; 1 where there is no other.
+    """
+    rows = AllRows(target, [batch], {name: leaf[0] for name, leaf in positions.items()})
+    found = []
+    for index in range(len(next(iter(positions.values())))):
+        with suppress(LinAlgError):
+            hessian = rows.negative_hessian(tree.ravel({name: leaf[index] for name, leaf in positions.items()}))
+            if hessian.isfinite().all():
+                found.append(torch.linalg.eigvalsh(hessian).abs().max() / len(batch.indices))
+    return torch.stack(found) if found else torch.ones(1)
+
+
 class Spectrum(NamedTuple):
     r"""A curvature $A = D^{-1} V \Lambda V^\top D^{-1}$, its coordinates first scaled by D to a diagonal of ones.
 
@@ -119,19 +136,12 @@ class Spectrum(NamedTuple):
 
     def solve(self, vector: Tensor) -> Tensor:
         r"""$|A|^{-1}$ times a vector."""
-        return self.factor(self.factor_transposed(vector))
+        factor, _ = self.factors()
+        return factor**2 * vector if self.basis is None else factor @ (factor.T @ vector)
 
-    def factor(self, vector: Tensor) -> Tensor:
-        r"""L times a vector, with $L L^\top = |A|^{-1}$."""
-        roots = vector / self.eigenvalues.sqrt()
-        return self.scale * (roots if self.basis is None else self.basis @ roots)
-
-    def factor_transposed(self, vector: Tensor) -> Tensor:
-        r"""$L^\top$ times a vector."""
-        scaled = self.scale * vector
-        return (scaled if self.basis is None else self.basis.T @ scaled) / self.eigenvalues.sqrt()
-
-    def factor_inverse(self, vector: Tensor) -> Tensor:
-        r"""$L^{-1}$ times a vector."""
-        scaled = vector / self.scale
-        return (scaled if self.basis is None else self.basis.T @ scaled) * self.eigenvalues.sqrt()
+    def factors(self) -> tuple[Tensor, Tensor]:
+        r"""L with $L L^\top = |A|^{-1}$, and its inverse; their diagonals where A is diagonal."""
+        roots = self.eigenvalues.sqrt()
+        if self.basis is None:
+            return self.scale / roots, roots / self.scale
+        return self.scale[:, None] * self.basis / roots, roots[:, None] * self.basis.T / self.scale

@@ -18,14 +18,19 @@ from pyro_scale.data import Model, names_of
 from pyro_scale.errors import ArgumentError, NonFiniteError, StoppedError
 from pyro_scale.initial import initial_positions
 from pyro_scale.kernels import METHODS
+from pyro_scale.local import UNCHANGED
 from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Callback
 from pyro_scale.sample import run_chains
+from pyro_scale.schedules import check_number
 from pyro_scale.types import Kernel
+from pyro_scale.warmup import can_tune, tune
 
 logger = logging.getLogger("pyro_scale")
 
 ONE_DRAW_WARMUP = 1000
+PILOT_SHARE = 75
+"""Per cent of the warm-up steps that the pilot may take, where their number is given."""
 
 
 def infer(
@@ -46,6 +51,7 @@ def infer(
     keep: Sequence[str] | None = None,
     save_warmup: bool = False,
     jit_compile: JitCompile = "auto",
+    bias_tolerance: float = 0.05,
     progress: bool = True,
     callback: Callback | None = None,
 ) -> Posterior:
@@ -63,15 +69,18 @@ def infer(
             leading dimension N; memory-mapped ones stay on disk unless dtype or device ask for a copy, or an index
             column is of 8 or 16 bits. A `Dataset`, read into memory once. A shuffling `DataLoader`, whose batches all
             chains share; items are matched as data are. `{}` for a model that closes over its data, whose plate says N.
-        method: "sghmc", "baoab", "sgnht" (step size 0.1, friction 1), "sgld", "psgld" (step size 0.01), or a kernel
-            from `ps.kernels`, which runs as configured. The defaults suit covariates of unit scale and are not adapted
-            to the model, but for the preconditioner of "psgld", which adapts in warm-up.
+        method: "sghmc", "baoab", "sgnht", "sgld", "psgld", or a kernel from `ps.kernels`. A string, or a kernel without
+            a step_size, is tuned: the mode and a pilot run choose coordinates, control variates, step size, V and
+            thinning. So it is up to 300 coordinates, none of them of the rows of minibatches; otherwise the kernel
+            takes its default step size, which suits covariates of unit scale. One with a step_size runs as configured.
         num_samples: draws kept by a chain; >= 1.
-        warmup_steps: steps before the first draw is kept; >= 0; None takes half as many as follow. With num_samples=1,
-            where nothing follows that could make up for a start far away, None takes 1000.
+        warmup_steps: steps before the first draw is kept, those of the pilot run included; >= 0. None takes as many as
+            tuning needs; untuned, half as many as follow, or 1000 with num_samples=1, where nothing follows that could
+            make up for a start far away.
         num_chains: chains, run side by side; >= 1.
-        thinning: steps from one kept draw to the next; >= 1; None takes 10, and 1 with num_samples=1. With a
-            `ps.schedules.cyclical` step size the draws are spread evenly over the sampling phases of as many steps.
+        thinning: steps from one kept draw to the next; >= 1; None takes as many as brought an independent draw in the
+            pilot run; untuned 10, or 1 with num_samples=1. With a `ps.schedules.cyclical` step size the draws are
+            spread evenly over the sampling phases of as many steps.
         batch_size: rows of a minibatch, 1 to N; None uses all rows at every step, or the plate's own
             `subsample_size`, or the loader's.
         constants: keyword arguments that the model receives whole.
@@ -79,7 +88,8 @@ def infer(
             draw of its own from the prior. "mode": each at the mode that it climbs to from its start by None, which
             takes seconds a chain. A dict, site -> constrained value of the site's shape, for all chains, or
             `(num_chains, *site)`, one a chain; sites that it lacks start as by None. The start of a chain depends on
-            the seed and its number alone, and is drawn anew while log density or gradient are not finite.
+            the seed and its number alone, and is drawn anew while log density or gradient are not finite. Tuning
+            climbs from up to four of these starts, and the chains then start where the pilot run has been.
         seed: of all randomness; None takes a fresh one, which `posterior.settings` tells.
         device: where to compute; None for that of the data.
         dtype: floating type of data and draws; None for that of the data.
@@ -92,12 +102,13 @@ def infer(
             when what is left of the run repays it, as measured, or as known from an earlier run. The draws are the same
             up to rounding. What cannot be compiled runs as with False, and a log line says why;
             `posterior.settings["steps_run"]` tells how the last step ran.
+        bias_tolerance: by how much a tuned step size may bias the sds of a normal posterior, relative to them; > 0.
         progress: show a progress bar on a terminal.
         callback: called with a `Progress` a few times a second; returning True stops the run and keeps its draws.
 
     Returns:
         The posterior. Ctrl-C returns what has been drawn so far. Its `timing` adds up to the call: "prepare" (until
-        the chains have starts), "capture", "compile", "sample" and "constrain" (from positions to draws).
+        the chains have starts), "tune", "capture", "compile", "sample" and "constrain" (from positions to draws).
 
     Raises:
         ArgumentError, DataError, ModelError, MinibatchError, StartError: before any sampling; see `compile_model`.
@@ -124,9 +135,9 @@ def infer(
     num_samples = check_count("num_samples", num_samples, 1)
     num_chains = check_count("num_chains", num_chains, 1)
     one = num_samples == 1
-    thinning = check_count("thinning", (1 if one else 10) if thinning is None else thinning, 1)
-    default = ONE_DRAW_WARMUP if one else num_samples * thinning // 2
-    warmup_steps = check_count("warmup_steps", default if warmup_steps is None else warmup_steps, 0)
+    thinning = None if thinning is None else check_count("thinning", thinning, 1)
+    warmup_steps = None if warmup_steps is None else check_count("warmup_steps", warmup_steps, 0)
+    check_number("infer", "bias_tolerance", bias_tolerance, positive=True)
     if callback is not None and not callable(callback):
         raise ArgumentError(
             f"callback is {callback!r}; it must be a function of one argument, a Progress, that returns True to stop "
@@ -138,18 +149,43 @@ def infer(
     compiled = compile_model(
         model, data, constants=constants, batch_size=batch_size, seed=seeds[0], device=device, dtype=dtype
     )
-    sampling = getattr(kernel.step_size, "sampling", None)
-    plan = Plan(num_samples, warmup_steps, thinning, num_chains, _kept(compiled, keep), save_warmup, sampling)
+    kept = _kept(compiled, keep)
     start = [initial_positions(compiled, initial, seeds[3:])]
+    seconds = {"prepare": time.perf_counter() - began}
+    frame, pilot_steps, told = UNCHANGED, 0, {}
+    if kernel.step_size is None and can_tune(compiled, kernel):
+        most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
+        tuned = tune(compiled, kernel, start.pop(), derived_seeds(seeds[0], 1)[0], bias_tolerance, most)
+        kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
+        start.append(tuned.start)
+        thinning = tuned.thinning if thinning is None else thinning
+        warmup_steps = pilot_steps + tuned.settling if warmup_steps is None else warmup_steps
+        seconds["tune"] = time.perf_counter() - began - seconds["prepare"]
+    kernel = _with_step_size(kernel)
+    thinning = (1 if one else 10) if thinning is None else thinning
+    if warmup_steps is None:
+        warmup_steps = ONE_DRAW_WARMUP if one else num_samples * thinning // 2
+    sampling = getattr(kernel.step_size, "sampling", None)
+    settling = warmup_steps - pilot_steps
+    plan = Plan(num_samples, settling, thinning, num_chains, kept, save_warmup, sampling, pilot_steps)
     ready = time.perf_counter()
     # popped: the chains leave their starts, which nothing is to hold in memory then
     chains = run_chains(
-        compiled, kernel, plan, start.pop(), seeds[1:3], progress=progress, callback=callback, jit_compile=jit_compile
+        compiled,
+        kernel,
+        plan,
+        start.pop(),
+        seeds[1:3],
+        progress=progress,
+        callback=callback,
+        jit_compile=jit_compile,
+        frame=frame,
     )
     constraining = time.perf_counter() - ready - sum(chains.seconds.values())  # all that is left after the last step
-    seconds = {"prepare": ready - began, **chains.seconds, "constrain": constraining}
+    seconds |= {**chains.seconds, "constrain": constraining}
     started = list(initial) if isinstance(initial, Mapping) else initial
-    return _result(compiled, kernel, plan, chains._replace(seconds=seconds), {"seed": seed, "initial": started})
+    origin = {"seed": seed, "initial": started, "tuning": told}
+    return _result(compiled, kernel, plan, chains._replace(seconds=seconds), origin)
 
 
 def _result(compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains, origin: dict[str, Any]) -> Posterior:
@@ -174,7 +210,7 @@ def _result(compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains,
 
 
 def _kernel(method: str | Kernel) -> Kernel:
-    """The kernel that a method stands for, with a step size."""
+    """The kernel that a method stands for."""
     known = f"it must be one of {names_of(list(METHODS))}, or a kernel object, as ps.kernels.SGHMC(step_size=0.01)"
     if isinstance(method, str):
         if method.lower() == "nuts":
@@ -185,12 +221,17 @@ def _kernel(method: str | Kernel) -> Kernel:
     if isinstance(method, type) or not all(hasattr(method, name) for name in ("bind", "step_size", "temperature")):
         got = f"the class {method.__name__}" if isinstance(method, type) else f"a {type(method).__name__}"
         raise ArgumentError(f"method is {got}; {known}.")
-    if method.step_size is not None:
-        return method
-    default = getattr(method, "default_step_size", None)
+    return method
+
+
+def _with_step_size(kernel: Kernel) -> Kernel:
+    """A kernel that was not tuned takes its default."""
+    if kernel.step_size is not None:
+        return kernel
+    default = getattr(kernel, "default_step_size", None)
     if default is None:
-        raise ArgumentError(f"{type(method).__name__} has no step_size and no default for it; set step_size.")
-    chosen: Any = replace(method, step_size=default)  # type: ignore[type-var]
+        raise ArgumentError(f"{type(kernel).__name__} has no step_size and no default for it; set step_size.")
+    chosen: Any = replace(kernel, step_size=default)  # type: ignore[type-var]
     return cast(Kernel, chosen)
 
 

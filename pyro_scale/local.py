@@ -20,7 +20,11 @@ from torch.utils import _pytree as pytree
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.errors import MinibatchError
-from pyro_scale.types import Batch, Position
+from pyro_scale.gradient import ControlVariate, Frame
+from pyro_scale.types import Batch, LogPosterior, Position
+from pyro_scale.whitening import Whitened
+
+UNCHANGED = Frame()
 
 
 class LocalTarget:
@@ -58,22 +62,29 @@ class Table:
     Every tree by site in a state counts, as position, momentum or a preconditioner: kernels know nothing of it. Without
     local sites, and in full batch, the part is the whole.
 
+    Args:
+        compiled: the model.
+        frame: what its chains move in.
+
     Attributes:
         target: what kernels are bound to.
     """
 
-    def __init__(self, compiled: CompiledModel) -> None:
-        self.target: CompiledModel | LocalTarget = LocalTarget(compiled) if compiled.local else compiled
+    def __init__(self, compiled: CompiledModel, frame: Frame = UNCHANGED) -> None:
+        own = LocalTarget(compiled) if compiled.local else None
+        self.changed: LocalTarget | Whitened | None = own if frame.whitened is None else frame.whitened
+        target = compiled if self.changed is None else self.changed
+        self.target: LogPosterior = ControlVariate(target) if frame.anchor else target
         part = compiled.local if compiled.batch_size is not None else {}
         self.axes = {name: axis + 1 for name, axis in part.items()}  # behind that of the chains
 
     def coordinates(self, position: Position) -> Position:
         """The kernel's coordinates of a position."""
-        return self.target.coordinates(position) if isinstance(self.target, LocalTarget) else position
+        return position if self.changed is None else self.changed.coordinates(position)
 
     def position(self, coordinates: Position) -> Position:
         """The inverse of `coordinates`."""
-        return self.target.position(coordinates) if isinstance(self.target, LocalTarget) else coordinates
+        return coordinates if self.changed is None else self.changed.position(coordinates)
 
     def rows(self, state: Any, indices: Tensor | None) -> Any:
         """The state with the rows of a batch only; `indices` are `(num_chains, n)`."""

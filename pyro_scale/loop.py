@@ -21,7 +21,7 @@ from pyro_scale.inlined import Inlined
 from pyro_scale.inputs import Chunk
 from pyro_scale.local import Table
 from pyro_scale.native import compile_native, repeated
-from pyro_scale.types import Batch, Info, Position, Settings
+from pyro_scale.types import Anchor, Batch, Info, Position, Settings
 
 KEPT_NUMBERS = 2**22
 """A call keeps positions of at most so many numbers, unless one alone has more."""
@@ -46,7 +46,7 @@ class Arguments(NamedTuple):
         noise, settings: of each step, `(num_steps, ...)`.
         moving: whether a chain moves, `(num_chains,)`.
         results: where they go.
-        constants: of the recorded step.
+        constants, anchor: of the recorded step, and of the batches of every chain.
     """
 
     counters: tuple[Tensor, Tensor, Tensor]
@@ -58,6 +58,7 @@ class Arguments(NamedTuple):
     moving: Tensor
     results: Results
     constants: dict[str, Tensor]
+    anchor: Anchor | tuple[()]
 
 
 class Loop:
@@ -156,9 +157,13 @@ class Loop:
             results=Results(
                 like.new_empty(steps),
                 like.new_empty(steps, dtype=torch.long),
-                {name: _room(state.position[name], self.most_kept) for name in self.keeps},
+                {
+                    name: state.position[name].new_empty((self.most_kept, *state.position[name].shape))
+                    for name in self.keeps
+                },
             ),
             constants=self.inlined.constants,
+            anchor=batch.anchor,
         )
 
     def _columns(self, chunk: Chunk) -> Tensor:
@@ -183,6 +188,7 @@ class Loop:
             noise=pytree.tree_map(narrow(1), arguments.noise),
             moving=narrow(0)(arguments.moving),
             results=pytree.tree_map(narrow(1), arguments.results),
+            anchor=pytree.tree_map(narrow(0), arguments.anchor),
         )
 
     def _native(self, *leaves: Tensor) -> list[Tensor]:
@@ -212,10 +218,8 @@ class Loop:
     def _move(self, step: Tensor, given: Arguments) -> None:
         """One step: writes state and results."""
         rows = None if self.columns is None else _at(given.indices, step)
-        if rows is None:
-            batch = Batch(given.rows, given.indices, self.scale)
-        else:
-            batch = Batch({name: value[rows] for name, value in given.rows.items()}, rows, self.scale)
+        gathered = given.rows if rows is None else {name: value[rows] for name, value in given.rows.items()}
+        batch = Batch(gathered, given.indices if rows is None else rows, self.scale, given.anchor)
         before = self.table.rows(given.state, rows)
         noise = pytree.tree_map(lambda leaf: _at(leaf, step), given.noise)
         settings = Settings(*_at(given.settings, step).unbind())
@@ -254,7 +258,3 @@ def _at(tensor: Tensor, index: Tensor) -> Tensor:
     """The entry at a 0-d index that is known in the loop only; indexing by brackets would ask for its value."""
     result: Tensor = torch.ops.aten.index.Tensor(tensor, [index])
     return result
-
-
-def _room(leaf: Tensor, number: int) -> Tensor:
-    return leaf.new_empty((number, *leaf.shape))

@@ -79,7 +79,7 @@ class Posterior:
             **origin,
             "num_chains": plan.num_chains,
             "num_samples": plan.num_samples,
-            "warmup_steps": plan.warmup_steps,
+            "warmup_steps": plan.pilot_steps + plan.warmup_steps,
             "thinning": plan.thinning,
             "sampling_steps": len(plan.sampling_steps),  # those that draws could be kept from
             "batch_size": compiled.batch_size,
@@ -92,7 +92,7 @@ class Posterior:
         return cls(
             chains.draws,
             sample_stats={"lp": chains.log_posterior},
-            num_steps=chains.num_steps,
+            num_steps=plan.pilot_steps + chains.num_steps,
             step_size=chains.step_size,
             timing=chains.seconds,
             settings=settings,

@@ -15,8 +15,9 @@ from pyro_scale.collected import Chains, Collected, Ending, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.draws import by_chain, constrain, over_draws
+from pyro_scale.gradient import Frame
 from pyro_scale.inputs import Chunk, Inputs
-from pyro_scale.local import Table
+from pyro_scale.local import UNCHANGED, Table
 from pyro_scale.moments import RunningMoments
 from pyro_scale.progress import Callback, Reporter
 from pyro_scale.steps import Steps
@@ -47,6 +48,7 @@ class Run:
         start: position of every chain: leaves with a leading chain axis.
         seeds: of the noise and of the minibatches.
         jit_compile: whether steps run as native loops; "auto" where that repays.
+        frame: what the chains move in.
     """
 
     def __init__(
@@ -57,16 +59,18 @@ class Run:
         start: Position,
         seeds: Sequence[int],
         jit_compile: JitCompile = False,
+        frame: Frame = UNCHANGED,
     ) -> None:
         self.compiled = compiled
         self.plan = plan
-        self.table = Table(compiled)
+        self.table = Table(compiled, frame)
         bound = kernel.bind(self.table.target, compiled.num_data)
         start = self.table.coordinates(start)
         rows = torch.arange(compiled.batch_size or compiled.num_data, device=compiled.data.device)
         shapes = bound.noise_shape(compiled.at_rows(tree.map(lambda leaf: leaf[0], start), rows))
         self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.num_steps, seeds, plan.warmup_steps)
-        self.steps = Steps(compiled, kernel, self.table, bound, start, self.inputs, seeds[1], jit_compile)
+        arguments = (kernel, self.table, bound, start, self.inputs, seeds[1], jit_compile, frame.anchor)
+        self.steps = Steps(compiled, *arguments)
         self.collected = self._collected()
         self.step = 0
 
@@ -155,6 +159,20 @@ class Run:
         )
 
 
+def explore(
+    compiled: CompiledModel, kernel: Kernel, num_steps: int, start: Position, seeds: Sequence[int], frame: Frame
+) -> Position | None:
+    """Unconstrained positions after every step, `(num_steps, num_chains, *site)`; None if one is not finite."""
+    num_chains = len(next(iter(start.values())))
+    run = Run(compiled, kernel, Plan(num_steps, 0, 1, num_chains, ()), start, seeds, False, frame)
+    ending = _to_the_end(run, Reporter(num_steps, False, None))
+    if ending is not None and ending.error is not None:
+        raise ending.error
+    if ending is not None:
+        return None
+    return tree.map(lambda *leaves: torch.cat(leaves), *(each.positions for each in run.collected.draws))
+
+
 def run_chains(
     compiled: CompiledModel,
     kernel: Kernel,
@@ -165,13 +183,14 @@ def run_chains(
     progress: bool = True,
     callback: Callback | None = None,
     jit_compile: JitCompile = False,
+    frame: Frame = UNCHANGED,
 ) -> Chains:
     """Runs all chains from `start`, whose leaves have a leading chain axis.
 
     The run ends early, keeping its draws, when a value is not finite, the callback says so, or on Ctrl-C.
     """
     began = time.perf_counter()
-    run = Run(compiled, kernel, plan, start, seeds, jit_compile)
+    run = Run(compiled, kernel, plan, start, seeds, jit_compile, frame)
     del start
     seconds = {"capture": time.perf_counter() - began}
     began = time.perf_counter()

@@ -23,7 +23,7 @@ from pyro_scale.local import Table
 from pyro_scale.loop import Loop
 from pyro_scale.native import NativeError
 from pyro_scale.starts import LinAlgError
-from pyro_scale.types import Batch, BoundKernel, Kernel, Position
+from pyro_scale.types import Anchor, Batch, BoundKernel, Kernel, Position
 
 LARGE = 100_000
 """Chains of more coordinates run one after another: side by side, their gradients would all be in memory."""
@@ -47,6 +47,7 @@ class Steps:
         inputs: of the steps.
         seed: of a loader's order.
         jit_compile: whether steps run in native loops; "auto" once that repays.
+        anchor: of the control variates of every chain, if the target has them.
 
     Attributes:
         chains: the kernel's state, with a leading chain axis.
@@ -63,15 +64,17 @@ class Steps:
         inputs: Inputs,
         seed: int,
         jit_compile: JitCompile,
+        anchor: Anchor | tuple[()] = (),
     ) -> None:
         self.compiled = compiled
+        self.anchor = anchor
         self.table = table
         one = tree.map(lambda leaf: leaf[0], start)
         num_chains = len(next(iter(start.values())))
         self.chains = vmap(bound.init)(start, inputs.noise(num_chains, shapes=bound.noise_shape(one)))
         indices, noise, settings = inputs.example()
         self.arriving = arriving_at(compiled, seed)
-        self.batch = compiled.batch(indices) if self.arriving is None else self.arriving.example
+        self.batch = compiled.batch(indices)._replace(anchor=anchor) if self.arriving is None else self.arriving.example
         self.example = self.batch  # of the length that is compiled for
         mapped = (True, indices is not None, True, False)
         every_step_the_same = (1,) if indices is None and self.arriving is None else ()
@@ -119,7 +122,8 @@ class Steps:
             last = first + (self.most_steps if self.arriving is None else 1)
             last = min(last, len(chunk.settings.step_size))
             taken = self.loop.take(self.chains, chunk, self.batch, first, last, kept)
-            taken = taken._replace(positions=self.table.position(taken.positions))
+            if taken.kept:
+                taken = taken._replace(positions=self.table.position(taken.positions))
         self._took(len(taken.log_posterior), time.perf_counter() - began)
         return taken
 
@@ -138,7 +142,7 @@ class Steps:
         """A step by the recorded function, which does not move chains from where the log posterior is not finite."""
         indices, noise, settings = chunk.step(number)
         if indices is not None:
-            self.batch = self.compiled.gathered(indices)
+            self.batch = self._gathered(indices)
         try:
             after, info = self.update(self.table.rows(self.chains, indices), self.batch, noise, settings)
         except LinAlgError:  # a matrix of the model is no longer positive definite
@@ -149,6 +153,9 @@ class Steps:
         wanted = bisect_right(kept, number) < bisect_right(kept, number + 1)
         positions = tree.map(lambda leaf: leaf.unsqueeze(0), self.position()) if wanted else {}
         return Taken(info.log_posterior.unsqueeze(0), info.clamped.unsqueeze(0), [1] if wanted else [], positions)
+
+    def _gathered(self, indices: Tensor) -> Batch:
+        return self.compiled.gathered(indices)._replace(anchor=self.anchor)
 
     def _one_by_one(self, indices: Tensor | None) -> Tensor:
         """Log posterior of every chain, NaN where the model raises."""
@@ -189,7 +196,7 @@ class Steps:
         with suppress(LinAlgError):
             for step in range(number):
                 indices, noise, settings = chunk.step(step)
-                batch = self.example if indices is None else self.compiled.gathered(indices)
+                batch = self.example if indices is None else self._gathered(indices)
                 after, _ = self.recorded.function(self.table.rows(state, indices), batch, noise, settings)
                 state = self.table.write(self.table.copied(state), after, indices)
             for found, expected in zip(pytree.tree_leaves(native), pytree.tree_leaves(state), strict=True):

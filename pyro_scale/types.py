@@ -19,6 +19,20 @@ Schedule: TypeAlias = Callable[[int], float]
 """Value of a setting at a step, counted from 0."""
 
 
+class Anchor(NamedTuple):
+    """A position at which the log posterior of all rows and its gradient are known; leaves as those of a position.
+
+    Attributes:
+        position: where it is, in the coordinates of the target.
+        gradient: of the log posterior of all rows, there.
+        log_posterior: of all rows, in nats; 0-d.
+    """
+
+    position: Position
+    gradient: Position
+    log_posterior: Tensor
+
+
 class Batch(NamedTuple):
     """Rows of the data, and the factor that makes their log-likelihood estimate that of all rows.
 
@@ -26,11 +40,13 @@ class Batch(NamedTuple):
         data: model argument -> its rows, `(n, ...)`; `(num_chains, n, ...)` where each chain has rows of its own.
         indices: which rows, `(n,)` or `(num_chains, n)`.
         scale: N / n, set by `CompiledModel.batch` and read by everything else.
+        anchor: of control variates, `()` without; one a chain where each has rows of its own.
     """
 
     data: dict[str, Tensor]
     indices: Tensor
     scale: float
+    anchor: Anchor | tuple[()] = ()
 
 
 class LogPosterior(Protocol):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_scale import tree
@@ -13,7 +15,7 @@ from pyro_scale.types import Position
 
 
 class Whitened:
-    r"""A target in the coordinates z with position = mode + L z and $L L^\top = (-H / \text{num\_data})^{-1}$.
+    r"""A target in the coordinates z with position = center + L z and $L L^\top = (-H / \text{num\_data})^{-1}$.
 
     Its posterior has curvature 1 per datum at the mode, so z has variance temperature / num_data there, like an
     unwhitened model of unit curvature. The value is that of the target: the constant log|det L| is left out.
@@ -22,21 +24,50 @@ class Whitened:
         target: what is whitened; its other functions are forwarded.
         mode: position and negative Hessian; directions of negative curvature count by their absolute value.
         num_data: N; 1 gives z unit variance.
+
+    Attributes:
+        center: the position at z = 0, in the order of `tree.ravel`, `(d,)`.
+        factor: L, `(d, d)`, or its diagonal `(d,)` where the negative Hessian is one.
+        inverse: of L.
     """
 
     def __init__(self, target: Any, mode: Mode, num_data: int) -> None:
         self.target = target
         self.shapes = tree.shapes(mode.position)
-        self.mode = tree.ravel(mode.position)
-        self.spectrum = Spectrum.of(mode.negative_hessian / num_data)
+        self.center = tree.ravel(mode.position)
+        self.factor, self.inverse = Spectrum.of(mode.negative_hessian / num_data).factors()
+
+    def moved(self, center: Position, spread: Tensor) -> Whitened:
+        """Other coordinates of the same target: their center in these, and L times the lower triangle `spread`."""
+        result = copy(self)
+        result.center = tree.ravel(self.position(center))
+        dense = torch.diag(self.factor) if self.factor.ndim == 1 else self.factor
+        back = torch.diag(self.inverse) if self.inverse.ndim == 1 else self.inverse
+        result.factor = dense @ spread
+        result.inverse = torch.linalg.solve_triangular(spread, back, upper=False)
+        return result
 
     def position(self, z: Position) -> Position:
-        """The target's position."""
-        return tree.unravel(self.mode + self.spectrum.factor(tree.ravel(z)), self.shapes)
+        """The target's position; leaves may have leading axes, which stay."""
+        return self.unflat(self.center + _times(self.factor, self.flat(z)))
 
     def coordinates(self, position: Position) -> Position:
         """The inverse of `position`."""
-        return tree.unravel(self.spectrum.factor_inverse(tree.ravel(position) - self.mode), self.shapes)
+        return self.unflat(_times(self.inverse, self.flat(position) - self.center))
+
+    def flat(self, leaves: Position) -> Tensor:
+        """All coordinates along the last axis."""
+        first, shape = next(iter(self.shapes.items()))
+        leading = leaves[first].shape[: leaves[first].ndim - len(shape)]
+        return torch.cat([leaves[name].reshape(*leading, -1) for name in self.shapes], -1)
+
+    def unflat(self, flat: Tensor) -> Position:
+        """The inverse of `flat`."""
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], -1)
+        return {
+            name: part.reshape((*flat.shape[:-1], *shape))
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
     def __call__(self, z: Position, batch: Any) -> Tensor:
         value: Tensor = self.target(self.position(z), batch)
@@ -61,3 +92,8 @@ class Whitened:
         """`CompiledModel.output_log_prob`, which no position enters."""
         values: dict[str, Tensor] = self.target.output_log_prob(outputs, batch)
         return values
+
+
+def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """A matrix, or a diagonal, times vectors along the last axis."""
+    return matrix * vectors if matrix.ndim == 1 else vectors @ matrix.T

@@ -46,11 +46,17 @@ def test_a_run_by_default() -> None:
         "precision": (4, 5),
     }
     assert all(value.dtype == torch.float64 for value in posterior.draws.values())
-    assert posterior.num_steps == 5 * 10 // 2 + 5 * 10
-    assert posterior.step_size == SGHMC.default_step_size
+    settings = posterior.settings
+    assert posterior.num_steps == settings["warmup_steps"] + 5 * settings["thinning"]
+    assert settings["warmup_steps"] > settings["tuning"]["pilot_steps"] > 100
     assert posterior.sample_stats["lp"].shape == (4, 5)
-    wanted = {"num_chains": 4, "num_samples": 5, "warmup_steps": 25, "thinning": 10, "seed": 0, "ended_early": None}
-    assert wanted.items() <= posterior.settings.items()
+    assert {"num_chains": 4, "num_samples": 5, "seed": 0, "ended_early": None}.items() <= settings.items()
+
+
+def test_an_untuned_run_by_default() -> None:
+    posterior = ps.infer(regression, DATA, SGHMC(step_size=0.1), num_samples=5, seed=0)
+    assert posterior.num_steps == 5 * 10 // 2 + 5 * 10
+    assert {"warmup_steps": 25, "thinning": 10, "tuning": {}}.items() <= posterior.settings.items()
 
 
 def test_the_timing_covers_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +78,7 @@ def test_the_timing_covers_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     timing = short().timing
     whole = time.perf_counter() - began
     print(timing, whole)
-    assert list(timing) == ["prepare", "capture", "compile", "sample", "constrain"]
+    assert list(timing) == ["prepare", "tune", "capture", "compile", "sample", "constrain"]
     assert timing.pop("compile") == 0  # so short a run does not repay it
     assert all(seconds >= nap for seconds in timing.values())
     assert 0.7 * whole < sum(timing.values()) <= whole
@@ -81,14 +87,11 @@ def test_the_timing_covers_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("method", "kernel"), METHODS.items())
 def test_a_name_and_a_kernel_without_a_step_size_mean_the_same(method: str, kernel: Any) -> None:
     named = short(method=method, batch_size=5)
-    for other in (kernel(), kernel(step_size=kernel.default_step_size)):
-        assert torch.equal(named.draws["w"], short(method=other, batch_size=5).draws["w"])
-    assert named.step_size == kernel.default_step_size
+    assert torch.equal(named.draws["w"], short(method=kernel(), batch_size=5).draws["w"])
 
 
 def test_a_kernel_runs_as_configured() -> None:
     assert short(method=SGHMC(step_size=0.02)).step_size == 0.02
-    assert short(method=SGHMC(friction=3.0)).step_size == SGHMC.default_step_size
     one, other = (short(method=SGHMC(friction=friction)).draws["w"] for friction in (3.0, 1.0))
     assert not torch.equal(one, other)
 
@@ -220,7 +223,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"method": 3}, f"method is a int; {METHOD}"),
     ({"method": None}, f"method is a NoneType; {METHOD}"),
     ({"method": OnlyBinds()}, f"method is a OnlyBinds; {METHOD}"),
-    ({"method": WithoutDefault()}, "WithoutDefault has no step_size and no default for it; set step_size."),
+    ({"bias_tolerance": 0.0}, "infer: bias_tolerance is 0.0; it must be a positive finite number."),
     ({"keep": "w"}, "keep is the string 'w'; it must be a list of site names, as ['w']."),
     ({"keep": ["w", "nope"]}, "keep names 'nope'; the sites with draws are 'w', 'sigma', 'precision'."),
     ({"keep": ["obs"]}, "keep names 'obs'; the sites with draws are 'w', 'sigma', 'precision'."),
@@ -248,6 +251,14 @@ def test_bad_arguments_are_refused_before_any_step(
 def test_a_kernel_of_somebody_else_s_runs() -> None:
     posterior = short(method=WithoutDefault(step_size=0.01))
     assert torch.equal(posterior.draws["w"], short(method=SGLD(step_size=0.01)).draws["w"])
+    tuned = short(method=WithoutDefault())
+    assert torch.equal(tuned.draws["w"], short(method=SGLD()).draws["w"])
+
+
+def test_a_kernel_that_cannot_be_tuned_needs_a_step_size_of_its_own() -> None:
+    with pytest.raises(ArgumentError, match="^WithoutDefault has no step_size and no default for it"):
+        short(method=WithoutDefault(temperature=0.0))
+    assert short(method=SGHMC(temperature=0.0)).step_size == SGHMC.default_step_size
 
 
 # Values that are not finite

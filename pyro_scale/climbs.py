@@ -1,0 +1,48 @@
+"""The modes above several starts, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pyro_scale import tree
+from pyro_scale.compile import CompiledModel
+from pyro_scale.hessian import AllRows
+from pyro_scale.mode import Mode, find_mode, newton
+from pyro_scale.types import Batch, Position
+
+MOST_CLIMBS = 4
+CLIMB_ROWS = 2**15
+"""Of many more rows, the first climbs see a sample of so many."""
+SAME_MODE = 0.01
+"""Squared distance, in posterior variances a coordinate, within which two climbs have found the same mode."""
+
+
+def distinct_modes(compiled: CompiledModel, starts: Position) -> list[Mode]:
+    """The distinct modes above the first starts, the highest first."""
+    number = min(MOST_CLIMBS, len(next(iter(starts.values()))))
+    first = [{name: leaf[chain] for name, leaf in starts.items()} for chain in range(number)]
+    if compiled.num_data > 2 * CLIMB_ROWS and compiled.structure.minibatch_error is None:
+        rows = torch.randperm(compiled.num_data, generator=torch.Generator().manual_seed(0), device="cpu")
+        some = compiled.batch(rows[:CLIMB_ROWS])
+        found = _distinct([newton(lambda at, batch: batch.scale * compiled(at, batch), [some], at) for at in first])
+        first = [mode.position for mode in found] or first[:1]
+    return _distinct([find_mode(compiled, start) for start in first])
+
+
+def _distinct(climbs: Sequence[Mode]) -> list[Mode]:
+    """The modes that were reached, each once."""
+    distinct: list[Mode] = []
+    for mode in sorted((each for each in climbs if each.converged), key=lambda each: -each.log_posterior):
+        at = tree.ravel(mode.position)
+        steps = [at - tree.ravel(other.position) for other in distinct]
+        if all(float(step @ mode.negative_hessian @ step) > SAME_MODE * len(at) for step in steps):
+            distinct.append(mode)
+    return distinct
+
+
+def curvature_at(compiled: CompiledModel, blocks: Sequence[Batch], position: Position) -> Mode:
+    """As a mode, where there is none."""
+    rows, vector = AllRows(compiled, blocks, position), tree.ravel(position)
+    return Mode(position, float(rows.value(vector)), False, 0, rows.negative_hessian(vector))

@@ -1,0 +1,255 @@
+r"""Warm-up that adapts: coordinates, control variates, step size and thinning, from the mode and a pilot run.
+
+1. Newton's method climbs to the modes above a few starts; the curvature there whitens the coordinates.
+2. Minibatches get control variates at the mode, and what noise they leave is measured: V.
+3. `law_of` says what step size keeps the sds of a normal posterior within tolerance, V included.
+4. A pilot run shows how far the posterior is from that normal: its covariance, shrunk towards the one that is used as
+   far as noise could explain the difference (Ledoit & Wolf (2004), here with the variances of a normal), corrects the
+   coordinates, its mean becomes the anchor, its autocorrelation says how many steps bring a new draw.
+
+Where there is no mode, as where a group sd goes to 0, the first coordinates are those of the curvature at the start.
+
+References:
+    Baker, Fearnhead, Fox & Nemeth (2019), Control variates for stochastic gradient MCMC, Statistics and Computing.
+    Ledoit & Wolf (2004), A well-conditioned estimator for large-dimensional covariance matrices, J. Multivariate
+    Analysis.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_scale import tree
+from pyro_scale.checks import derived_seeds
+from pyro_scale.climbs import curvature_at, distinct_modes
+from pyro_scale.compile import CompiledModel
+from pyro_scale.errors import StartError
+from pyro_scale.gradient import ControlVariate, Frame, anchor_at, noise_variance
+from pyro_scale.hessian import largest_curvatures, row_blocks
+from pyro_scale.law import LARGEST, largest_step, law_of, noise_gain
+from pyro_scale.loaders import Streamed
+from pyro_scale.mode import DENSE_LIMIT
+from pyro_scale.sample import explore
+from pyro_scale.spread import autocorrelation_times, shrunk_covariance
+from pyro_scale.types import Kernel, Position
+from pyro_scale.whitening import Whitened
+
+PILOT_CHAINS = 8
+WINDOWS = (30, 60)
+"""Lengths of the pilot's windows, in autocorrelation times."""
+HARDEST_CURVATURE = 2.0
+"""The step size must suit places whose curvature is so many times that of the normal, or what is seen among draws."""
+USUAL = 0.75
+"""The share of the first starts whose curvature counts: they are draws of the normal, which may have gone astray."""
+CURVATURE_ROWS = 4096
+NOISE_POSITIONS = 16
+MOST_HALVINGS = 8
+SHORTEST = 20
+"""A window of fewer steps teaches nothing."""
+SETTLING = 10
+"""Autocorrelation times from the pilot's end to the first draw."""
+MOST_THINNING = 1000
+
+
+class Tuned(NamedTuple):
+    """What warm-up chose.
+
+    Attributes:
+        kernel: with its step size, and V where it takes one.
+        frame: coordinates, and anchors of all chains.
+        start: of all chains, unconstrained.
+        settling: steps to the first draw.
+        thinning: steps from draw to draw.
+        pilot_steps: taken by each chain of the pilot.
+        told: what was found, in numbers.
+    """
+
+    kernel: Kernel
+    frame: Frame
+    start: Position
+    settling: int
+    thinning: int
+    pilot_steps: int
+    told: dict[str, Any]
+
+
+def can_tune(compiled: CompiledModel, kernel: Kernel) -> bool:
+    """Whether there are some hundred coordinates, none of them of the rows of a minibatch, and a temperature."""
+    numbers = sum(shape.numel() for shape in compiled.latent.values())
+    of_rows = bool(compiled.local) and compiled.batch_size is not None
+    return numbers <= DENSE_LIMIT and not of_rows and not callable(kernel.temperature) and kernel.temperature > 0
+
+
+def tune(
+    compiled: CompiledModel, kernel: Kernel, starts: Position, seed: int, tolerance: float, most_steps: int | None
+) -> Tuned:
+    """Chooses what a run needs.
+
+    Args:
+        compiled: the model.
+        kernel: whose step size is None.
+        starts: of all chains, unconstrained; modes are sought above them.
+        seed: of the pilot run.
+        tolerance: by how much sds may be wrong, relative to themselves.
+        most_steps: of the pilot; None for as many as it needs.
+    """
+    return Tuner(compiled, kernel, starts, seed, tolerance).tuned(most_steps)
+
+
+class Tuner:
+    """Warm-up under way; vectors `(..., d)` are in the whitened coordinates of the moment."""
+
+    def __init__(self, compiled: CompiledModel, kernel: Kernel, starts: Position, seed: int, tolerance: float) -> None:
+        self.compiled = compiled
+        self.kernel: Any = kernel
+        self.tolerance = tolerance
+        self.num_chains = len(next(iter(starts.values())))
+        self.seeds = iter(derived_seeds(seed, 100))
+        self.generator = torch.Generator().manual_seed(next(self.seeds))
+        self.blocks = row_blocks(compiled)
+        self.sd = math.sqrt(cast(float, kernel.temperature) / compiled.num_data)
+        size = compiled.batch_size
+        self.noisy = size is not None and size < compiled.num_data and not isinstance(compiled.data, Streamed)
+        self.epoch = compiled.num_data / size if size is not None else 1.0
+        self.largest_step = LARGEST
+        modes = distinct_modes(compiled, starts)
+        self.num_modes = len(modes)
+        best = modes[0] if modes else curvature_at(compiled, self.blocks, {k: v[0] for k, v in starts.items()})
+        # in other modes too steps must be stable
+        curvature = torch.stack([mode.negative_hessian for mode in modes or [best]]).mean(0)
+        self.whitened = Whitened(compiled, best._replace(negative_hessian=curvature), compiled.num_data)
+        self.centers = torch.stack([self._vector(mode.position) for mode in modes or [best]])
+        self.slower = 1.0  # than the normal's the chains of the pilot are, by this factor
+
+    def tuned(self, most_steps: int | None) -> Tuned:
+        """Runs the pilot, and chooses."""
+        at, taken = self._around(PILOT_CHAINS), 0
+        draws = at.unsqueeze(0)
+        self._choose(draws, USUAL)
+        for length in WINDOWS:
+            num_steps = math.ceil(length * self.law.autocorrelation_time)
+            if most_steps is not None:
+                num_steps = min(num_steps, most_steps * length // sum(WINDOWS))
+            if num_steps < SHORTEST:
+                break
+            draws = self._run(at, num_steps)
+            taken += num_steps
+            draws = self._learn(draws[num_steps // 3 :])
+            at = draws[-1]
+            self._choose(draws)
+        start = self._around(self.num_chains) if taken == 0 else self._picked(draws)
+        steps = self.law.autocorrelation_time * self.slower
+        told = {
+            "modes": self.num_modes,
+            "autocorrelation_time": steps,
+            "gradient_noise": self.noise,
+            "largest_curvature": self.hardest,
+            "pilot_steps": taken,
+        }
+        return Tuned(
+            kernel=self.chosen,
+            frame=self._frame(self.num_chains),
+            start=self._position(start),
+            settling=math.ceil(SETTLING * steps),
+            thinning=max(1, min(MOST_THINNING, math.ceil(steps))),
+            pilot_steps=taken,
+            told=told,
+        )
+
+    def _vector(self, position: Position) -> Tensor:
+        return self.whitened.flat(self.whitened.coordinates(position))
+
+    def _position(self, vectors: Tensor) -> Position:
+        return self.whitened.position(self.whitened.unflat(vectors))
+
+    def _around(self, number: int) -> Tensor:
+        """A draw of the normal around the center of each chain, `(number, d)`."""
+        centers = self.centers[torch.arange(number) % len(self.centers)]
+        noise = torch.randn(centers.shape, generator=self.generator, dtype=torch.float64, device="cpu")
+        return centers + self.sd * noise.to(centers)
+
+    def _picked(self, draws: Tensor) -> Tensor:
+        """For every chain one of the draws `(n, pilot chains, d)` of a pilot chain that started at the same mode."""
+        when = torch.randint(len(draws), (self.num_chains,), generator=self.generator, device="cpu")
+        alike = PILOT_CHAINS // len(self.centers) * len(self.centers)
+        return draws[when, torch.arange(self.num_chains) % alike]
+
+    def _frame(self, number: int) -> Frame:
+        """The coordinates, with anchors for so many chains."""
+        if not self.noisy:
+            return Frame(self.whitened)
+        anchors = [anchor_at(self.whitened, self.blocks, self.whitened.unflat(center)) for center in self.centers]
+        chosen = [anchors[chain % len(anchors)] for chain in range(number)]
+        return Frame(self.whitened, pytree.tree_map(lambda *leaves: torch.stack(leaves), *chosen))
+
+    def _choose(self, draws: Tensor, share: float = 1.0) -> None:
+        """The step size, and V, from curvature and noise at draws `(n, pilot chains, d)`."""
+        self.hardest = max(HARDEST_CURVATURE, float(self._curvatures(draws).quantile(share)))
+        variance: Position = self._variance(draws) if self.noisy else {}
+        self.noise = max([float(leaf.max()) for leaf in variance.values()], default=0.0) / self.sd**2
+        noise = self.noise if hasattr(self.kernel, "gradient_variance") else 0.0
+        step_size = largest_step(self.kernel, self.tolerance / 2, self.hardest, noise, self.epoch, self.largest_step)
+        self.law = law_of(self.kernel, step_size)
+        self.chosen: Any = replace(self.kernel, step_size=step_size)
+        if noise:
+            share = noise_gain(self.law.response, self.epoch) / noise_gain(self.law.response, math.inf)
+            self.chosen = replace(self.chosen, gradient_variance=tree.scale(variance, share))
+
+    def _some(self, draws: Tensor) -> Tensor:
+        """Draws of all chains at a few times, as many of each center's chains, `(n, chains, d)`."""
+        when = torch.linspace(0, len(draws) - 1, max(1, NOISE_POSITIONS // draws.shape[1])).long()
+        return draws[when, : draws.shape[1] // len(self.centers) * len(self.centers)]
+
+    def _curvatures(self, draws: Tensor) -> Tensor:
+        """The largest curvature per datum, in size, at a few draws."""
+        rows = torch.randperm(self.compiled.num_data, generator=self.generator)[:CURVATURE_ROWS]
+        batch = self.blocks[0] if len(rows) == self.compiled.num_data else self.compiled.batch(rows)
+        return largest_curvatures(self.whitened, batch, self.whitened.unflat(self._some(draws).flatten(0, 1)))
+
+    def _variance(self, draws: Tensor) -> Position:
+        """V at a few draws."""
+        at = self._some(draws).flatten(0, 1)
+        size, generator = self.compiled.batch_size, torch.Generator().manual_seed(next(self.seeds))
+        anchors = self._frame(len(at)).anchor
+        assert anchors and size is not None
+        target, gather = ControlVariate(self.whitened), self.compiled.gathered
+        positions = self.whitened.unflat(at)
+        return noise_variance(target, gather, self.compiled.num_data, size, anchors, positions, generator)
+
+    def _run(self, at: Tensor, num_steps: int) -> Tensor:
+        """A window of the pilot, `(num_steps, pilot chains, d)`, with smaller steps where a chain diverges."""
+        for _ in range(MOST_HALVINGS):
+            seeds = (next(self.seeds), next(self.seeds))
+            frame = self._frame(len(at))
+            found = explore(self.compiled, self.chosen, num_steps, self._position(at), seeds, frame)
+            if found is not None:
+                return self._vector(found)
+            self.largest_step = self.chosen.step_size / 2
+            self._choose(at.unsqueeze(0))
+        raise StartError(
+            f"Warm-up found no step size at which chains stay finite; the last was {self.chosen.step_size:g}. Start "
+            "nearer to the posterior (initial={...}), rescale, or set a step_size: ps.kernels.SGHMC(step_size=...)."
+        )
+
+    def _learn(self, draws: Tensor) -> Tensor:
+        """Takes coordinates, centers and autocorrelation from draws `(n, pilot chains, d)`; these in the new ones."""
+        group = torch.arange(PILOT_CHAINS) % len(self.centers)
+        self.centers = torch.stack([draws[:, group == each].mean((0, 1)) for each in range(len(self.centers))])
+        scaled = (draws - self.centers[group]) / self.sd
+        times = torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2))
+        self.slower = max(1.0, float(times.max()) / self.law.autocorrelation_time)
+        effective = scaled.shape[0] * scaled.shape[1] / float(times.max())
+        lower = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
+        origin = self.centers[0]
+        self.whitened = self.whitened.moved(self.whitened.unflat(origin), lower)
+        self.centers, draws = (
+            torch.linalg.solve_triangular(lower, (each - origin).unsqueeze(-1), upper=False).squeeze(-1)
+            for each in (self.centers, draws)
+        )
+        return draws
