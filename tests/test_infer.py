@@ -256,7 +256,7 @@ def test_a_kernel_of_somebody_else_s_runs() -> None:
 
 
 def test_a_kernel_that_cannot_be_tuned_needs_a_step_size_of_its_own() -> None:
-    with pytest.raises(ArgumentError, match="^WithoutDefault has no step_size and no default for it"):
+    with pytest.raises(ArgumentError, match=r"^WithoutDefault has no step_size and no default for it"):
         short(method=WithoutDefault(temperature=0.0))
     assert short(method=SGHMC(temperature=0.0)).step_size == SGHMC.default_step_size
 
