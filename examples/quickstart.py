@@ -38,9 +38,7 @@ train = {name: value[:-3] for name, value in data.items()}
 new = {"x": data["x"][-3:]}
 
 # 2. SGHMC from minibatches of 64, and the reference.
-kernel = ps.kernels.SGHMC(step_size=0.1, friction=0.5)
-settings = {"num_samples": args.num_samples, "warmup_steps": 2000, "thinning": 30}
-posterior = ps.infer(model, train, kernel, batch_size=64, seed=0, **settings)
+posterior = ps.infer(model, train, batch_size=64, num_samples=args.num_samples, seed=0)
 reference = ps.diagnostics.nuts(model, train, num_samples=args.num_samples, seed=1)
 
 # 3. Did it converge, and is it right?

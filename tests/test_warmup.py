@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
 from small_models import numbers
 from torch import Tensor
 
@@ -159,6 +160,20 @@ def test_without_a_mode_the_pilot_finds_coordinates() -> None:
     mu = posterior.draws["mu"].flatten()
     assert float(mu.mean()) == pytest.approx(4.4, abs=1.0)  # the reference of posteriordb: 4.4, sd 3.3
     assert float(mu.std()) == pytest.approx(3.3, rel=0.25)
+
+
+def test_a_flat_direction_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.ImproperUniform(constraints.real, (), (3,)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(x @ w, 1.0), obs=y)
+
+    x = numbers(50, 3, seed=5)
+    x[:, 2] = x[:, 0]
+    options: dict[str, Any] = {"num_samples": 2, "warmup_steps": 0, "thinning": 1, "progress": False}
+    ps.infer(model, {"x": x, "y": x[:, 1]}, seed=0, **options)
+    [said] = [record.getMessage() for record in caplog.records if "no mode" in record.getMessage()]
+    assert "along 'w[0]', 'w[2]'." in said or "along 'w[2]', 'w[0]'." in said
 
 
 def test_rows_of_minibatches_keep_the_default_step_size() -> None:
