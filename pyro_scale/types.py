@@ -97,7 +97,7 @@ class BoundKernel:
 
 
 class Kernel(Protocol):
-    """Settings of an algorithm: a frozen dataclass. `step_size` None takes its class's `default_step_size`.
+    """Settings of an algorithm: a frozen dataclass. `step_size` None is tuned, or its `default_step_size`.
 
     A kernel may have a `max_step_size`, above which its step makes no sense; no step of a schedule may pass it.
     """

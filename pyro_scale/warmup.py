@@ -117,7 +117,7 @@ class Tuner:
         size = compiled.batch_size
         self.noisy = size is not None and size < compiled.num_data and not isinstance(compiled.data, Streamed)
         self.epoch = compiled.num_data / size if size is not None else 1.0
-        self.largest_step = LARGEST
+        self.largest_step = min(LARGEST, getattr(kernel, "max_step_size", LARGEST))
         modes = distinct_modes(compiled, starts)
         self.num_modes = len(modes)
         best = modes[0] if modes else curvature_at(compiled, self.blocks, {k: v[0] for k, v in starts.items()})

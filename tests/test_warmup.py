@@ -75,6 +75,12 @@ def test_control_variates_keep_the_noise_of_small_batches_low() -> None:
     assert tuned(batch_size=4, num_samples=2).settings["tuning"]["gradient_noise"] < 10
 
 
+def test_strong_friction_takes_steps_that_the_kernel_allows() -> None:
+    kernel = SGHMC(friction=10.0)
+    posterior = tuned(method=kernel, num_samples=2)
+    assert posterior.step_size is not None and posterior.step_size <= kernel.max_step_size
+
+
 def test_temperature_scales_the_posterior() -> None:
     posterior = tuned(method=SGHMC(temperature=0.25))
     _, sd = exact()

@@ -43,8 +43,8 @@ class BAOAB:
 
     Args:
         step_size: h, per datum: a number or schedule; > 0. For a posterior whose curvature per datum is 1 it is stable
-            below 2, and with all rows at every step the sd of a Gaussian is exact at any step below. None takes
-            `default_step_size`, which suits covariates of unit scale.
+            below 2, and with all rows at every step the sd of a Gaussian is exact at any step below. None is tuned
+            by warm-up; where that cannot be, it is `default_step_size`, which suits covariates of unit scale.
         friction: gamma, how fast momentum is forgotten, per unit of step_size; > 0. Large friction makes it SGLD of
             step size step_size**2 / 2 whose noise is averaged over neighbouring steps.
         temperature: 1 is the Bayesian posterior, below 1 a cold one, 0 gradient descent with momentum

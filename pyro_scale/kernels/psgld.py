@@ -44,7 +44,8 @@ class PSGLD:
 
     Args:
         step_size: epsilon, per datum: a number or schedule; > 0. As SGLD's, for a coordinate whose gradient is of
-            average size. None takes `default_step_size`, which suits covariates of unit scale.
+            average size. None is tuned by warm-up; where that cannot be, it is
+            `default_step_size`, which suits covariates of unit scale.
         decay: alpha, the share of the mean square gradient that a step of the warm-up keeps: it averages over about
             1 / (1 - decay) steps; 0 to 1. 1 keeps the identity, which is SGLD. With all rows at every step, gradients
             of neighbouring steps are alike and 0.999 averages better.

@@ -32,7 +32,8 @@ class SGHMC:
     Args:
         step_size: h, per datum: a number or schedule; > 0. For a posterior whose curvature per datum is 1 and
             friction 1, the sd of positions is 0.13 % too large at 0.1 and 0.56 % at 0.2.
-            None takes `default_step_size`, which suits covariates of unit scale.
+            None is tuned by warm-up; where that cannot be, it is
+            `default_step_size`, which suits covariates of unit scale.
         friction: gamma, how fast momentum is forgotten, per unit of step_size; > 0, and step_size * friction <= 1.
             Large friction with small steps approaches SGLD.
         temperature: 1 is the Bayesian posterior, below 1 a cold one, 0 gradient descent with momentum

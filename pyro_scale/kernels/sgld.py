@@ -28,7 +28,7 @@ class SGLD:
     Args:
         step_size: epsilon, per datum: a number or schedule; > 0. For a posterior whose curvature per datum is 1 it
             is stable below 2 and its variance is 1 / (1 - step_size / 2) times the target's. None
-            takes `default_step_size`, which suits covariates of unit scale.
+            is tuned by warm-up; where that cannot be, it is `default_step_size`, which suits covariates of unit scale.
         temperature: 1 is the Bayesian posterior, below 1 a cold one, 0 gradient descent; a number or schedule; >= 0.
         gradient_variance: V, variance over minibatches of the gradient divided by num_data, subtracted from the
             injected noise; a number for all coordinates, or a tensor a site; >= 0.

@@ -47,8 +47,8 @@ class SGNHT:
     Args:
         step_size: h, per datum: a number or schedule; > 0. For a posterior whose curvature per datum is 1 it is stable
             below 2. Noise of the gradient is absorbed while step_size**2 * V stays below temperature / num_data:
-            at 0.2 of it the variance of positions is 0.4 % too small, at 0.5 2 %, at 1 8 %. None takes
-            `default_step_size`, which suits covariates of unit scale.
+            at 0.2 of it the variance of positions is 0.4 % too small, at 0.5 2 %, at 1 8 %. None is tuned
+            by warm-up; where that cannot be, it is `default_step_size`, which suits covariates of unit scale.
         friction: gamma, which rules the noise that is injected, and the thermostat at the start, per unit of
             step_size; >= 0. 0 injects nothing: all noise must then come from minibatches.
         temperature: 1 is the Bayesian posterior, below 1 a cold one, 0 gradient descent with momentum
