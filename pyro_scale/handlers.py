@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint, independent
 
+from pyro_scale.bijections import unconstrained_shape
 from pyro_scale.data import Data, Model
 from pyro_scale.enumeration import Enumerate, check_fixed_support, value_shape
 from pyro_scale.errors import ArgumentError, ModelError
@@ -112,7 +113,7 @@ class FromPosition(LatentSource):
     def set_value(self, msg: PyroSite) -> None:
         transform = bijection(msg)
         if self.generator is not None:
-            self._fill(msg, torch.Size(transform.inverse_shape(value_shape(msg))))
+            self._fill(msg, unconstrained_shape(transform, value_shape(msg)))
         if msg["name"] not in self.position:
             raise ModelError(
                 f"The model draws different sites on different runs: '{msg['name']}' came, and was not there before. "

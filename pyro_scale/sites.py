@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from pyro_scale.bijections import unconstrained_shape
 from pyro_scale.data import Data, Model, arguments_of, names_of
 from pyro_scale.enumeration import check_weights, summed_out
 from pyro_scale.errors import MinibatchError
@@ -123,7 +124,7 @@ def _site(site: PyroSite, compared: Comparison) -> Site:
     if kind == "enumerated":
         plate = row_dim(compared)
         return Site(name, kind, shape, shape, dims, local=any(f.name == plate for f in site["cond_indep_stack"]))
-    free = torch.Size(bijection(site).inverse_shape(shape)) if kind == "latent" else shape
+    free = unconstrained_shape(bijection(site), shape) if kind == "latent" else shape
     rows = local_axis(site, compared) if kind == "latent" else None
     local = is_local(site, compared, rows)
     axis = None if rows is None else site["value"].ndim - site["fn"].event_dim + rows.axis
