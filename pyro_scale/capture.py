@@ -1,6 +1,6 @@
 """Recording a function as a graph of tensor operations, so that Pyro's handlers run once and not at every step.
 
-`make_fx` runs a function once and records what reaches the dispatcher: under `vmap` and `grad` that is the batched
+A function is run once, and what reaches the dispatcher is recorded: under `vmap` and `grad` that is the batched
 operations of the value and of its gradient. Python is gone from the graph; so a function whose course depends on
 values cannot be recorded, and one that reads state outside its arguments must not be. Both are found out here.
 """
@@ -66,9 +66,7 @@ class Recorded:
         modules = [module for module in self.graph.modules() if isinstance(module, fx.GraphModule)]
         if any(list(module.buffers()) for module in modules[1:]):
             return None
-        results = [(node.name, node.meta.get("val")) for module in modules for node in module.graph.nodes]
-        found = [(name, val) for name, val in results if isinstance(val, Tensor)]
-        kinds = [(name, tuple(val.shape), str(val.dtype), str(val.device)) for name, val in found]
+        kinds = [(node.name, node.meta.get("kind")) for module in modules for node in module.graph.nodes]
         return "\n".join([f"{self.where} {self.structure} {kinds}", *(module.code for module in modules)])
 
     def __call__(self, *arguments: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyro_scale.kinds import Kind
+
 aten: Any = torch.ops.aten
 
 FILLED = {aten.ones_like.default: 1, aten.zeros_like.default: 0}
@@ -32,7 +34,7 @@ def simplify(module: fx.GraphModule, known: Mapping[int, Tensor]) -> None:
     A graph with operations that write to their arguments is left alone: an order of evaluation matters there.
 
     Args:
-        module: as `make_fx` returns it.
+        module: as `traced` returns it.
         known: position of an input -> its value, for inputs that are the same in every call.
     """
     nodes = list(module.graph.nodes)
@@ -72,7 +74,7 @@ def _to_numbers(module: fx.GraphModule) -> None:
             number = module.graph.get_attr(name)
             kinds: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
             filled = module.graph.call_function(aten.full.default, (list(value.shape), first.item()), kinds)
-        number.meta, filled.meta = {"val": first}, dict(node.meta)
+        number.meta, filled.meta = {"kind": Kind.of(first)}, dict(node.meta)
         for user in list(node.users):
             if user.target in ARITHMETIC and any(
                 _alike(other, user) for other in user.all_input_nodes if other != node
@@ -86,8 +88,8 @@ def undecided_shape(module: fx.GraphModule) -> str | None:
     for node in module.graph.nodes:
         if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
             continue
-        indices = [argument.meta.get("val") for argument in node.all_input_nodes[1:]]
-        masks = [index for index in indices if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)]
+        indices = [argument.meta.get("kind") for argument in node.all_input_nodes[1:]]
+        masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
         if node.target is not aten.index.Tensor or masks:
             return str(node.target)
     return None
@@ -95,8 +97,9 @@ def undecided_shape(module: fx.GraphModule) -> str | None:
 
 def _constant(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """The node's value if no unknown input enters it, otherwise None."""
-    if node.target in FILLED:  # only the shape of its argument enters, which `undecided_shape` keeps from changing
-        like = node.meta["val"]
+    like: Kind | None = node.meta.get("kind")
+    if node.target in FILLED and like is not None and like.strides is not None:
+        # only the shape of its argument enters, which `undecided_shape` keeps from changing
         return torch.full(like.shape, FILLED[node.target], dtype=like.dtype, device=like.device)
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     if random or not all(argument in values for argument in node.all_input_nodes):
@@ -119,9 +122,9 @@ def _unchanged(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:
 def _reshaped(node: fx.Node) -> bool:
     """Whether an operation that keeps shape and type keeps the values too."""
     if node.target is aten.permute.default:
-        return list(node.args[1]) == list(range(node.meta["val"].ndim))  # type: ignore[arg-type]
+        return list(node.args[1]) == list(range(len(node.meta["kind"].shape)))  # type: ignore[arg-type]
     if node.target is aten.sum.default:
-        return bool(node.meta["val"].ndim == 0)
+        return bool(node.meta["kind"].shape == ())
     return node.target in RESHAPED
 
 
@@ -140,10 +143,7 @@ def _neutral(node: fx.Node, source: fx.Node, values: Mapping[fx.Node, Any]) -> b
 
 
 def _alike(source: fx.Node, node: fx.Node) -> bool:
-    before, after = source.meta.get("val"), node.meta.get("val")
-    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
-        return False
-    return before.shape == after.shape and before.dtype == after.dtype and before.stride() == after.stride()
+    return "kind" in source.meta and source.meta["kind"] == node.meta.get("kind")
 
 
 def _replaced(module: fx.GraphModule, node: fx.Node, value: Any) -> fx.Node:

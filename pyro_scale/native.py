@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_scale.cached import kept_by, write
 
@@ -95,6 +94,7 @@ def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tenso
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.virtualized import V
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     from pyro_scale.inductor import corrected

@@ -1,8 +1,12 @@
-"""Running a function once to record its tensor operations."""
+"""Running a function once to record its tensor operations.
+
+torch's `make_fx` does that too, among much else, and what it imports takes longer than many a run. So it serves only
+where a `Recorder` does not do.
+"""
 
 from __future__ import annotations
 
-import gc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
@@ -10,38 +14,69 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_scale.kinds import Kind
+from pyro_scale.recorder import Recorder, ValueRead
 
 LARGE = 2**20
 """A function of more numbers is traced on shapes alone: none of its results is in memory then."""
+NO_SHAPE_CHECKS = "TORCH_DISABLE_FUNCTIONALIZATION_META_REFERENCE"
+
+Function = Callable[..., Sequence[Tensor]]
 
 
-def traced(function: Callable[..., Any], given: Sequence[Tensor]) -> fx.GraphModule:
-    """The operations of a function of tensors, at these tensors."""
+def traced(function: Function, given: Sequence[Tensor]) -> fx.GraphModule:
+    """The operations of a function of tensors, at tensors that it has been called with before.
 
-    def trace(mode: Literal["real", "fake"]) -> fx.GraphModule:
-        with torch.no_grad():
-            return make_fx(functionalize(function), tracing_mode=mode, _allow_non_fake_inputs=True)(*given)
-
-    _import_compiler()
+    Raises:
+        ValueRead: a number that is read out of a tensor may decide its course.
+        Exception: whatever the function raises, or torch where it cannot be traced.
+    """
+    given = [tensor.detach() for tensor in given]  # tensors of its own: one that is given twice is two inputs
     if sum(tensor.numel() for tensor in given) > LARGE:
         with suppress(Exception):  # what cannot be traced so, can perhaps on values; if not, that tells why
-            return trace("fake")
-    return trace("real")
+            return _by_make_fx(function, given, "fake")
+    try:
+        return _by_recorder(function, given)
+    except ValueRead:
+        raise
+    except Exception:
+        with suppress(Exception):  # an operation that takes functions, or another torch
+            return _by_make_fx(function, given, "real")
+        raise
 
 
-def _import_compiler() -> None:
-    """That of torch, which `make_fx` imports: a second, of which a third would go into looking for garbage."""
-    with suppress(ImportError), _without_collection():
-        import torch._dynamo  # noqa: F401
+def _by_recorder(function: Function, given: Sequence[Tensor]) -> fx.GraphModule:
+    recorder = Recorder(given)
+    with torch.no_grad(), _without_shape_checks(), recorder:
+        results = functionalize(function)(*given)
+    return recorder.graph(results)
+
+
+def _by_make_fx(function: Function, given: Sequence[Tensor], mode: Literal["real", "fake"]) -> fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad():
+        trace: Any = make_fx(functionalize(function), tracing_mode=mode, _allow_non_fake_inputs=True)
+        module: fx.GraphModule = trace(*given)
+    for part in module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            value = node.meta.get("val")
+            node.meta = {"kind": Kind.of(value)} if isinstance(value, Tensor) else {}
+    return module
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
-    collects = gc.isenabled()
-    gc.disable()
+def _without_shape_checks() -> Iterator[None]:
+    """`functionalize` does not try operations that write to a tensor on shapes first, which imports symbolic shapes.
+
+    Torch looks for the variable once in a process, and leaves the checks out from then on. They would find an operation
+    that does not fit what it writes to; but the function has been called before.
+    """
+    before = os.environ.get(NO_SHAPE_CHECKS)
+    os.environ[NO_SHAPE_CHECKS] = "1" if before is None else before
     try:
         yield
     finally:
-        if collects:
-            gc.enable()
+        if before is None:
+            del os.environ[NO_SHAPE_CHECKS]
