@@ -39,7 +39,7 @@ def grad_and_value(function: Callable[..., Tensor]) -> Callable[..., tuple[Any, 
 
     def differentiated(position: Any, *rest: Any) -> tuple[Any, Tensor]:
         leaves, structure = pytree.tree_flatten(position)
-        if any(map(functorch.is_gradtrackingtensor, leaves)):
+        if any(map(_is_differentiated, (*leaves, *pytree.tree_leaves(rest)))):
             return torch.func.grad_and_value(function)(position, *rest)
         # operations that write to their result, which gradients that are not differentiated use, lack rules for vmap
         vectorised = any(functorch.is_batchedtensor(leaf) for leaf in leaves)
@@ -67,3 +67,8 @@ def grad_and_value(function: Callable[..., Tensor]) -> Callable[..., tuple[Any, 
             return pytree.tree_unflatten(found, structure), outside(value)
 
     return differentiated
+
+
+def _is_differentiated(leaf: Any) -> bool:
+    """Whether a level of `torch.func.grad` around this one asks for a derivative in it."""
+    return isinstance(leaf, Tensor) and functorch.is_gradtrackingtensor(leaf) and leaf.requires_grad

@@ -1,4 +1,4 @@
-r"""Control variates for the gradient of a minibatch, and the noise that they leave.
+r"""Control variates for the gradient of a minibatch.
 
 With an anchor $\hat\theta$, at which the gradient of all rows is known,
 
@@ -12,21 +12,16 @@ rows, that is within $O(N^{-1/2})$ of it, the variance of the gradient is smalle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
-from pyro_scale.capture import record_or_keep
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.types import Anchor, Batch, LogPosterior, Position
 from pyro_scale.whitening import Whitened
-
-REPEATS = 8
-"""Minibatches whose gradients are compared at a position."""
 
 
 class ControlVariate:
@@ -90,38 +85,3 @@ def anchor_at(target: LogPosterior, blocks: Sequence[Batch], position: Position)
         gradient = tree.map(lambda g, s, block=block: g + s / block.scale, gradient, slope)
         log_posterior = log_posterior + value / block.scale
     return Anchor(position, gradient, log_posterior)
-
-
-def noise_variance(
-    target: LogPosterior,
-    gather: Callable[[Tensor], Batch],
-    num_data: int,
-    batch_size: int,
-    anchors: Anchor | tuple[()],
-    positions: Position,
-    generator: torch.Generator,
-) -> Position:
-    """Variance over minibatches of the gradient divided by num_data, averaged over positions: V of the kernels.
-
-    Args:
-        target: whose gradient is meant.
-        gather: the batch at indices.
-        num_data: N.
-        batch_size: rows of a minibatch, which holds none twice.
-        anchors: one for each position, leaves with a leading axis; `()` for a target that needs none.
-        positions: `(n, *site)`.
-        generator: of the rows. They are drawn with replacement, whose variance is (N - 1) / (N - n) times as large.
-    """
-
-    def at(index: int) -> tuple[Position, Batch]:
-        rows = torch.randint(num_data, (batch_size,), generator=generator, device="cpu")
-        batch = gather(rows)._replace(anchor=pytree.tree_map(lambda leaf: leaf[index], anchors))
-        return {name: leaf[index] for name, leaf in positions.items()}, batch
-
-    gradient, _ = record_or_keep(grad_and_value(target), *at(0))
-    number = len(next(iter(positions.values())))
-    total = tree.map(lambda leaf: torch.zeros_like(leaf[0]), positions)
-    for index in range(number):
-        found = [gradient(*at(index))[0] for _ in range(REPEATS)]
-        total = tree.map(lambda t, *slopes: t + torch.stack(slopes).var(0) / number, total, *found)
-    return tree.scale(total, (num_data - batch_size) / max(1, num_data - 1) / num_data**2)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jacrev, vmap
+from torch.func import grad, vmap
 
 from pyro_scale import tree
 from pyro_scale.compile import CompiledModel
+from pyro_scale.derivative import grad_and_value
 from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Batch, LogPosterior, Position, Shapes
 
@@ -28,6 +29,10 @@ def row_blocks(compiled: CompiledModel) -> list[Batch]:
     if compiled.structure.minibatch_error is not None or compiled.local:
         return [compiled.batch()]
     return [compiled.batch(block) for block in torch.arange(compiled.num_data).split(BLOCK_ROWS)]
+
+
+FEW = 30
+"""Rows of a Hessian that are computed one by one: for more at once torch imports what it has for symbolic shapes."""
 
 
 class AllRows:
@@ -61,11 +66,27 @@ class AllRows:
         """`(d, d)`, symmetric."""
         total = torch.zeros(len(vector), len(vector), dtype=vector.dtype, device=vector.device)
         for term in self.terms:
-            try:
-                total -= jacrev(grad(term), chunk_size=self.directions)(vector)
-            except RuntimeError:  # a model that vmap cannot take: one row of the Hessian at a time
-                total -= jacrev(grad(term), chunk_size=1)(vector)
+            total -= self._hessian(term, vector)
         return (total + total.T) / 2
+
+    def _hessian(self, term: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+        """By autograd itself: `torch.func.jacrev` would import torch's compiler, which takes a second."""
+        basis = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)
+        with torch.enable_grad():
+            here = vector.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(term(here), here, create_graph=True)
+
+            if not slope.requires_grad:  # the log posterior is a linear function
+                return torch.zeros_like(basis)
+            if len(basis) > FEW:
+                with suppress(RuntimeError):  # an operation that takes no batch of directions
+                    found = [
+                        torch.autograd.grad(slope, here, some, retain_graph=True, is_grads_batched=True)[0]
+                        for some in basis.split(self.directions)
+                    ]
+                    return torch.cat(found)
+            found = [torch.autograd.grad(slope @ one, here, retain_graph=True)[0] for one in basis]
+            return torch.stack(found)
 
     def negative_hessian_diagonal(self, vector: Tensor) -> Tensor:
         """`(d,)`, exactly, by one Hessian-vector product a coordinate."""

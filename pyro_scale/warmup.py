@@ -30,7 +30,8 @@ from pyro_scale.checks import derived_seeds
 from pyro_scale.climbs import curvature_at, distinct_modes
 from pyro_scale.compile import CompiledModel
 from pyro_scale.errors import StartError
-from pyro_scale.gradient import ControlVariate, Frame, anchor_at, noise_variance
+from pyro_scale.gradient import ControlVariate, Frame, anchor_at
+from pyro_scale.gradient_noise import noise_variance
 from pyro_scale.hessian import largest_curvatures, row_blocks
 from pyro_scale.law import LARGEST, largest_step, law_of, noise_gain
 from pyro_scale.loaders import Streamed

@@ -17,7 +17,8 @@ import pyro_scale as ps
 from pyro_scale import tree
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel
-from pyro_scale.gradient import ControlVariate, Frame, anchor_at, noise_variance
+from pyro_scale.gradient import ControlVariate, Frame, anchor_at
+from pyro_scale.gradient_noise import noise_variance
 from pyro_scale.kernels import BAOAB, PSGLD, SGHMC, SGLD, SGNHT
 from pyro_scale.mode import find_mode
 from pyro_scale.progress import Reporter

@@ -1,0 +1,55 @@
+"""How much the gradient varies from minibatch to minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_scale import tree
+from pyro_scale.derivative import grad_and_value
+from pyro_scale.draws import over_chains
+from pyro_scale.types import Anchor, Batch, LogPosterior, Position
+
+REPEATS = 8
+"""Minibatches whose gradients are compared at a position."""
+
+
+def noise_variance(
+    target: LogPosterior,
+    gather: Callable[[Tensor], Batch],
+    num_data: int,
+    batch_size: int,
+    anchors: Anchor | tuple[()],
+    positions: Position,
+    generator: torch.Generator,
+) -> Position:
+    """Variance over minibatches of the gradient divided by num_data, averaged over positions: V of the kernels.
+
+    Args:
+        target: whose gradient is meant.
+        gather: the batch at indices, `(n, batch_size)`.
+        num_data: N.
+        batch_size: rows of a minibatch, which holds none twice.
+        anchors: one for each position, leaves with a leading axis; `()` for a target that needs none.
+        positions: `(n, *site)`.
+        generator: of the rows. They are drawn with replacement, whose variance is (N - 1) / (N - n) times as large.
+    """
+    number = len(next(iter(positions.values())))
+
+    def gradients() -> Position:
+        """On another batch at each position."""
+        rows = torch.randint(num_data, (number, batch_size), generator=generator, device="cpu")
+        batch = gather(rows)
+
+        def gradient(position: Position, data: dict[str, Tensor], indices: Tensor, anchor: Any) -> Position:
+            result: Position = grad_and_value(target)(position, Batch(data, indices, batch.scale, anchor))[0]
+            return result
+
+        found: Position = over_chains(gradient, gradient, positions, batch.data, batch.indices, anchors)
+        return found
+
+    variance = tree.map(lambda *slopes: torch.stack(slopes).var(0).mean(0), *(gradients() for _ in range(REPEATS)))
+    return tree.scale(variance, (num_data - batch_size) / max(1, num_data - 1) / num_data**2)
