@@ -22,6 +22,8 @@ MOST_CLIMBS = 4
 MOST_NAMED = 4
 CLIMB_ROWS = 2**15
 """Of many more rows, the first climbs see a sample of so many."""
+LEAST_EVIDENCE = 20.0
+"""Modes whose probability, by Laplace's approximation, is lower by so many nats are left to no chain."""
 SAME_MODE = 0.01
 """Squared distance, in posterior variances a coordinate, within which two climbs have found the same mode."""
 
@@ -68,14 +70,15 @@ def _flattest(mode: Mode) -> list[str]:
 
 
 def _distinct(climbs: Sequence[Mode]) -> list[Mode]:
-    """The modes that were reached, each once."""
+    """The modes that were reached, each once, but for those of next to no probability."""
     distinct: list[Mode] = []
     for mode in sorted((each for each in climbs if each.converged), key=lambda each: -each.log_posterior):
         at = tree.ravel(mode.position)
         steps = [at - tree.ravel(other.position) for other in distinct]
         if all(float(step @ mode.negative_hessian @ step) > SAME_MODE * len(at) for step in steps):
             distinct.append(mode)
-    return distinct
+    evidence = [mode.log_posterior - float(mode.negative_hessian.slogdet().logabsdet) / 2 for mode in distinct]
+    return [mode for mode, one in zip(distinct, evidence, strict=True) if one > max(evidence) - LEAST_EVIDENCE]
 
 
 def curvature_at(compiled: CompiledModel, blocks: Sequence[Batch], position: Position) -> Mode:

@@ -11,10 +11,11 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.draws import over_chains
+from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Anchor, Batch, LogPosterior, Position
 
-REPEATS = 8
-"""Minibatches whose gradients are compared at a position."""
+REPEATS, ROWS = 8, 64
+"""Minibatches whose gradients are compared at a position: so many, and more where these have fewer rows."""
 
 
 def noise_variance(
@@ -38,6 +39,7 @@ def noise_variance(
         generator: of the rows. They are drawn with replacement, whose variance is (N - 1) / (N - n) times as large.
     """
     number = len(next(iter(positions.values())))
+    repeats = max(REPEATS, -(-ROWS // batch_size))
 
     def gradients() -> Position:
         """On another batch at each position."""
@@ -48,8 +50,20 @@ def noise_variance(
             result: Position = grad_and_value(target)(position, Batch(data, indices, batch.scale, anchor))[0]
             return result
 
-        found: Position = over_chains(gradient, gradient, positions, batch.data, batch.indices, anchors)
+        def or_none(position: Position, data: dict[str, Tensor], indices: Tensor, anchor: Any) -> Position:
+            try:
+                return gradient(position, data, indices, anchor)
+            except LinAlgError:
+                return tree.map(lambda leaf: torch.full_like(leaf, torch.nan), position)
+
+        found: Position = over_chains(gradient, or_none, positions, batch.data, batch.indices, anchors)
         return found
 
-    variance = tree.map(lambda *slopes: torch.stack(slopes).var(0).mean(0), *(gradients() for _ in range(REPEATS)))
+    def average(*slopes: Tensor) -> Tensor:
+        """Over the positions at which gradients are finite; 0 if there are none."""
+        variances = torch.stack(slopes).var(0).flatten(1) if slopes[0].ndim > 1 else torch.stack(slopes).var(0)[:, None]
+        good = variances[variances.isfinite().all(1)]
+        return (good.mean(0) if len(good) else variances.new_zeros(variances.shape[1])).reshape(slopes[0].shape[1:])
+
+    variance = tree.map(average, *(gradients() for _ in range(repeats)))
     return tree.scale(variance, (num_data - batch_size) / max(1, num_data - 1) / num_data**2)

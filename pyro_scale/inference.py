@@ -23,8 +23,9 @@ from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Callback
 from pyro_scale.sample import run_chains
 from pyro_scale.schedules import check_number
+from pyro_scale.tunable import why_not_tuned
 from pyro_scale.types import Kernel
-from pyro_scale.warmup import can_tune, tune
+from pyro_scale.warmup import tune
 
 logger = logging.getLogger("pyro_scale")
 
@@ -95,7 +96,7 @@ def infer(
         dtype: floating type of data and draws; None for that of the data.
         keep: names of the sites whose draws are kept; None for all, and in a minibatched run for all but those that
             follow the rows. Where these are latent, `posterior.moments` has their mean and standard deviation.
-        save_warmup: keep the positions of the warm-up as well, every `thinning`-th, for
+        save_warmup: keep the positions of the warm-up after the pilot run as well, every `thinning`-th, for
             `posterior.add_groups("warmup_posterior")`.
         jit_compile: True compiles the steps to a native loop (seconds, and a C++ compiler is needed), which gathers its
             minibatches itself; False runs a recorded graph, step by step. "auto" starts with the latter and compiles
@@ -153,7 +154,10 @@ def infer(
     start = [initial_positions(compiled, initial, seeds[3:])]
     seconds = {"prepare": time.perf_counter() - began}
     frame, pilot_steps, told = UNCHANGED, 0, {}
-    if kernel.step_size is None and can_tune(compiled, kernel):
+    reason = "step_size is given" if kernel.step_size is not None else why_not_tuned(compiled, kernel)
+    if kernel.step_size is None and reason:
+        logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
+    if not reason:
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
         tuned = tune(compiled, kernel, start.pop(), derived_seeds(seeds[0], 1)[0], bias_tolerance, most)
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told

@@ -120,7 +120,8 @@ def largest_step(
         kernel: whose step size is looked for.
         tolerance: of the sd, relative to itself.
         curvature: per datum, at the hardest place that chains come to.
-        noise: V, relative to temperature / num_data; 0 for a kernel that adapts to it.
+        noise: V, relative to temperature / num_data. Kernels without a `gradient_variance` are to absorb it by
+            themselves, which they do while it is small beside 1 / step_size**2.
         batches_per_epoch: N / n.
         limit: the largest that comes into question.
     """
@@ -128,9 +129,11 @@ def largest_step(
     def suits(step_size: float) -> bool:
         if not abs(law_of(kernel, step_size, curvature).sd - 1) <= tolerance:
             return False
+        if not hasattr(kernel, "gradient_variance"):
+            return step_size**2 * noise <= MOST_NOISE
         return noise == 0 or noise * noise_gain(law_of(kernel, step_size).response, batches_per_epoch) <= MOST_NOISE
 
-    low, high = SMALLEST, limit
+    low, high = min(SMALLEST, limit), limit
     if suits(high):
         return high
     while high > 1.05 * low:

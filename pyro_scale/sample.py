@@ -63,6 +63,7 @@ class Run:
     ) -> None:
         self.compiled = compiled
         self.plan = plan
+        self.tuned = frame.whitened is not None
         self.table = Table(compiled, frame)
         bound = kernel.bind(self.table.target, compiled.num_data)
         start = self.table.coordinates(start)
@@ -152,22 +153,35 @@ class Run:
 
     def _diverged(self, what: str, chunk: Chunk, number: int, reason: str = "") -> Ending:
         step_size = float(chunk.settings.step_size[number])
+        remedy = "try a tenth of it, or standardise the covariates"
+        if self.tuned:
+            remedy = "a longer pilot run (warmup_steps) or a lower bias_tolerance makes it smaller"
         return Ending(
             f"after {self.steps_done} {what} is not finite{reason}. The usual cause is a step_size too large for the "
-            f"curvature: it is {step_size:g} here; try a tenth of it, or standardise the covariates.",
+            f"curvature: it is {step_size:g} here; {remedy}.",
             failed=True,
         )
 
 
 def explore(
-    compiled: CompiledModel, kernel: Kernel, num_steps: int, start: Position, seeds: Sequence[int], frame: Frame
+    compiled: CompiledModel,
+    kernel: Kernel,
+    number: int,
+    thinning: int,
+    start: Position,
+    seeds: Sequence[int],
+    frame: Frame,
 ) -> Position | None:
-    """Unconstrained positions after every step, `(num_steps, num_chains, *site)`; None if one is not finite."""
+    """Unconstrained positions, every `thinning`-th, `(number, num_chains, *site)`; None if one is not finite.
+
+    Raises:
+        Exception: that of the model, or Ctrl-C.
+    """
     num_chains = len(next(iter(start.values())))
-    run = Run(compiled, kernel, Plan(num_steps, 0, 1, num_chains, ()), start, seeds, False, frame)
-    ending = _to_the_end(run, Reporter(num_steps, False, None))
-    if ending is not None and ending.error is not None:
-        raise ending.error
+    run = Run(compiled, kernel, Plan(number, 0, thinning, num_chains, ()), start, seeds, False, frame)
+    ending = _to_the_end(run, Reporter(number * thinning, False, None))
+    if ending is not None and not ending.failed:
+        raise ending.error or KeyboardInterrupt
     if ending is not None:
         return None
     return tree.map(lambda *leaves: torch.cat(leaves), *(each.positions for each in run.collected.draws))

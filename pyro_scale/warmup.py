@@ -34,11 +34,9 @@ from pyro_scale.gradient import ControlVariate, Frame, anchor_at
 from pyro_scale.gradient_noise import noise_variance
 from pyro_scale.hessian import largest_curvatures, row_blocks
 from pyro_scale.law import LARGEST, largest_step, law_of, noise_gain
-from pyro_scale.loaders import Streamed
-from pyro_scale.mode import DENSE_LIMIT
 from pyro_scale.sample import explore
 from pyro_scale.spread import autocorrelation_times, shrunk_covariance
-from pyro_scale.types import Kernel, Position
+from pyro_scale.types import Anchor, Kernel, Position
 from pyro_scale.whitening import Whitened
 
 PILOT_CHAINS = 8
@@ -51,8 +49,10 @@ USUAL = 0.75
 CURVATURE_ROWS = 4096
 NOISE_POSITIONS = 16
 MOST_HALVINGS = 8
-SHORTEST = 20
-"""A window of fewer steps teaches nothing."""
+SHORTEST, LONGEST = 20, 100_000
+"""A window of fewer steps teaches nothing; and more are not spent on one."""
+MOST_KEPT = 2000
+"""Positions of a chain that are kept of a window."""
 SETTLING = 10
 """Autocorrelation times from the pilot's end to the first draw."""
 MOST_THINNING = 1000
@@ -78,13 +78,6 @@ class Tuned(NamedTuple):
     thinning: int
     pilot_steps: int
     told: dict[str, Any]
-
-
-def can_tune(compiled: CompiledModel, kernel: Kernel) -> bool:
-    """Whether there are some hundred coordinates, none of them of the rows of a minibatch, and a temperature."""
-    numbers = sum(shape.numel() for shape in compiled.latent.values())
-    of_rows = bool(compiled.local) and compiled.batch_size is not None
-    return numbers <= DENSE_LIMIT and not of_rows and not callable(kernel.temperature) and kernel.temperature > 0
 
 
 def tune(
@@ -116,7 +109,7 @@ class Tuner:
         self.blocks = row_blocks(compiled)
         self.sd = math.sqrt(cast(float, kernel.temperature) / compiled.num_data)
         size = compiled.batch_size
-        self.noisy = size is not None and size < compiled.num_data and not isinstance(compiled.data, Streamed)
+        self.noisy = size is not None and size < compiled.num_data
         self.epoch = compiled.num_data / size if size is not None else 1.0
         self.largest_step = min(LARGEST, getattr(kernel, "max_step_size", LARGEST))
         modes = distinct_modes(compiled, starts)
@@ -126,6 +119,7 @@ class Tuner:
         curvature = torch.stack([mode.negative_hessian for mode in modes or [best]]).mean(0)
         self.whitened = Whitened(compiled, best._replace(negative_hessian=curvature), compiled.num_data)
         self.centers = torch.stack([self._vector(mode.position) for mode in modes or [best]])
+        self.anchors: list[Anchor] = []  # at the centers, once they are asked for
         self.slower = 1.0  # than the normal's the chains of the pilot are, by this factor
 
     def tuned(self, most_steps: int | None) -> Tuned:
@@ -134,14 +128,16 @@ class Tuner:
         draws = at.unsqueeze(0)
         self._choose(draws, USUAL)
         for length in WINDOWS:
-            num_steps = math.ceil(length * self.law.autocorrelation_time)
+            num_steps = min(LONGEST, math.ceil(length * self.law.autocorrelation_time))
             if most_steps is not None:
                 num_steps = min(num_steps, most_steps * length // sum(WINDOWS))
             if num_steps < SHORTEST:
                 break
-            draws = self._run(at, num_steps)
+            every = math.ceil(num_steps / MOST_KEPT)
+            num_steps -= num_steps % every
+            draws = self._run(at, num_steps, every)
             taken += num_steps
-            draws = self._learn(draws[num_steps // 3 :])
+            draws = self._learn(draws[len(draws) // 3 :], every)
             at = draws[-1]
             self._choose(draws)
         start = self._around(self.num_chains) if taken == 0 else self._picked(draws)
@@ -157,7 +153,7 @@ class Tuner:
             kernel=self.chosen,
             frame=self._frame(self.num_chains),
             start=self._position(start),
-            settling=math.ceil(SETTLING * steps),
+            settling=SETTLING * min(MOST_THINNING, math.ceil(steps)),
             thinning=max(1, min(MOST_THINNING, math.ceil(steps))),
             pilot_steps=taken,
             told=told,
@@ -171,7 +167,7 @@ class Tuner:
 
     def _around(self, number: int) -> Tensor:
         """A draw of the normal around the center of each chain, `(number, d)`."""
-        centers = self.centers[torch.arange(number) % len(self.centers)]
+        centers = self.centers[self._group(number)]
         noise = torch.randn(centers.shape, generator=self.generator, dtype=torch.float64, device="cpu")
         return centers + self.sd * noise.to(centers)
 
@@ -179,38 +175,46 @@ class Tuner:
         """For every chain one of the draws `(n, pilot chains, d)` of a pilot chain that started at the same mode."""
         when = torch.randint(len(draws), (self.num_chains,), generator=self.generator, device="cpu")
         alike = PILOT_CHAINS // len(self.centers) * len(self.centers)
-        return draws[when, torch.arange(self.num_chains) % alike]
+        return draws[when, torch.arange(self.num_chains, device="cpu") % alike]
+
+    def _group(self, number: int) -> Tensor:
+        """Which center each of so many chains has."""
+        return torch.arange(number, device="cpu") % len(self.centers)
 
     def _frame(self, number: int) -> Frame:
         """The coordinates, with anchors for so many chains."""
         if not self.noisy:
             return Frame(self.whitened)
-        anchors = [anchor_at(self.whitened, self.blocks, self.whitened.unflat(center)) for center in self.centers]
-        chosen = [anchors[chain % len(anchors)] for chain in range(number)]
+        if not self.anchors:
+            self.anchors = [anchor_at(self.whitened, self.blocks, self.whitened.unflat(each)) for each in self.centers]
+        chosen = [self.anchors[group] for group in self._group(number).tolist()]
         return Frame(self.whitened, pytree.tree_map(lambda *leaves: torch.stack(leaves), *chosen))
 
-    def _choose(self, draws: Tensor, share: float = 1.0) -> None:
+    def _choose(self, draws: Tensor, quantile: float = 1.0) -> None:
         """The step size, and V, from curvature and noise at draws `(n, pilot chains, d)`."""
-        self.hardest = max(HARDEST_CURVATURE, float(self._curvatures(draws).quantile(share)))
+        self.hardest = max(HARDEST_CURVATURE, float(self._curvatures(draws).quantile(quantile)))
         variance: Position = self._variance(draws) if self.noisy else {}
         self.noise = max([float(leaf.max()) for leaf in variance.values()], default=0.0) / self.sd**2
-        noise = self.noise if hasattr(self.kernel, "gradient_variance") else 0.0
-        step_size = largest_step(self.kernel, self.tolerance / 2, self.hardest, noise, self.epoch, self.largest_step)
+        step_size = largest_step(
+            self.kernel, self.tolerance / 2, self.hardest, self.noise, self.epoch, self.largest_step
+        )
         self.law = law_of(self.kernel, step_size)
         self.chosen: Any = replace(self.kernel, step_size=step_size)
-        if noise:
+        if variance and hasattr(self.kernel, "gradient_variance"):
             share = noise_gain(self.law.response, self.epoch) / noise_gain(self.law.response, math.inf)
             self.chosen = replace(self.chosen, gradient_variance=tree.scale(variance, share))
 
     def _some(self, draws: Tensor) -> Tensor:
         """Draws of all chains at a few times, as many of each center's chains, `(n, chains, d)`."""
-        when = torch.linspace(0, len(draws) - 1, max(1, NOISE_POSITIONS // draws.shape[1])).long()
+        when = torch.linspace(0, len(draws) - 1, max(1, NOISE_POSITIONS // draws.shape[1]), device="cpu").long()
         return draws[when, : draws.shape[1] // len(self.centers) * len(self.centers)]
 
     def _curvatures(self, draws: Tensor) -> Tensor:
         """The largest curvature per datum, in size, at a few draws."""
-        rows = torch.randperm(self.compiled.num_data, generator=self.generator)[:CURVATURE_ROWS]
-        batch = self.blocks[0] if len(rows) == self.compiled.num_data else self.compiled.batch(rows)
+        batch = self.blocks[0]
+        if len(batch.indices) > CURVATURE_ROWS and self.compiled.structure.minibatch_error is None:
+            rows = torch.randperm(self.compiled.num_data, generator=self.generator, device="cpu")
+            batch = self.compiled.batch(rows[:CURVATURE_ROWS])
         return largest_curvatures(self.whitened, batch, self.whitened.unflat(self._some(draws).flatten(0, 1)))
 
     def _variance(self, draws: Tensor) -> Position:
@@ -223,12 +227,12 @@ class Tuner:
         positions = self.whitened.unflat(at)
         return noise_variance(target, gather, self.compiled.num_data, size, anchors, positions, generator)
 
-    def _run(self, at: Tensor, num_steps: int) -> Tensor:
-        """A window of the pilot, `(num_steps, pilot chains, d)`, with smaller steps where a chain diverges."""
+    def _run(self, at: Tensor, num_steps: int, every: int) -> Tensor:
+        """Draws of a window of the pilot, `(n, pilot chains, d)`, with smaller steps where a chain diverges."""
         for _ in range(MOST_HALVINGS):
             seeds = (next(self.seeds), next(self.seeds))
             frame = self._frame(len(at))
-            found = explore(self.compiled, self.chosen, num_steps, self._position(at), seeds, frame)
+            found = explore(self.compiled, self.chosen, num_steps // every, every, self._position(at), seeds, frame)
             if found is not None:
                 return self._vector(found)
             self.largest_step = self.chosen.step_size / 2
@@ -238,16 +242,16 @@ class Tuner:
             "nearer to the posterior (initial={...}), rescale, or set a step_size: ps.kernels.SGHMC(step_size=...)."
         )
 
-    def _learn(self, draws: Tensor) -> Tensor:
+    def _learn(self, draws: Tensor, every: int) -> Tensor:
         """Takes coordinates, centers and autocorrelation from draws `(n, pilot chains, d)`; these in the new ones."""
-        group = torch.arange(PILOT_CHAINS) % len(self.centers)
+        group = self._group(PILOT_CHAINS)
         self.centers = torch.stack([draws[:, group == each].mean((0, 1)) for each in range(len(self.centers))])
         scaled = (draws - self.centers[group]) / self.sd
         times = torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2))
-        self.slower = max(1.0, float(times.max()) / self.law.autocorrelation_time)
+        self.slower = max(1.0, float(times.max()) * every / self.law.autocorrelation_time)
         effective = scaled.shape[0] * scaled.shape[1] / float(times.max())
         lower = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
-        origin = self.centers[0]
+        origin, self.anchors = self.centers[0], []
         self.whitened = self.whitened.moved(self.whitened.unflat(origin), lower)
         self.centers, draws = (
             torch.linalg.solve_triangular(lower, (each - origin).unsqueeze(-1), upper=False).squeeze(-1)

@@ -28,8 +28,8 @@ ORDER = [
     "compile", "graph", "recorder", "tracing", "capture", "cached", "inductor", "native", "inlined", "choice",
     "keyed", "batches", "hessian", "mode", "climbs", "law", "spread", "whitening", "gradient", "local", "inputs",
     "arriving", "progress", "moments", "collected", "loop", "steps", "draws", "given", "initial", "sample",
-    "gradient_noise", "warmup", "other_rows", "predict", "inference_data", "storage", "groups", "health", "posterior",
-    "files", "bayesian", "inference", "__init__", "__main__",
+    "gradient_noise", "tunable", "warmup", "other_rows", "predict", "inference_data", "storage", "groups", "health",
+    "posterior", "files", "bayesian", "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else

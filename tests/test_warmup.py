@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import arviz as az
@@ -14,7 +15,7 @@ from small_models import numbers
 from torch import Tensor
 
 import pyro_scale as ps
-from pyro_scale.kernels import METHODS, SGHMC
+from pyro_scale.kernels import METHODS, SGHMC, SGNHT
 from pyro_scale.posterior import Posterior
 from pyro_scale.warmup import MOST_THINNING
 
@@ -180,6 +181,73 @@ def test_a_flat_direction_is_named(caplog: pytest.LogCaptureFixture) -> None:
     ps.infer(model, {"x": x, "y": x[:, 1]}, seed=0, **options)
     [said] = [record.getMessage() for record in caplog.records if "no mode" in record.getMessage()]
     assert "along 'w[0]', 'w[2]'." in said or "along 'w[2]', 'w[0]'." in said
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (SGHMC(temperature=0.0), "the temperature is a schedule, or 0"),
+        (SGHMC(temperature=ps.schedules.constant(1.0)), "the temperature is a schedule, or 0"),
+        (SGHMC(gradient_variance=0.5), "gradient_variance, which tuning would measure, is given"),
+        (SGHMC(gradient_variance={"w": torch.tensor(0.01)}), "gradient_variance, which tuning would measure, is given"),
+        (SGNHT(friction=0.0), "SGNHT has no law on a normal posterior that could be computed"),
+    ],
+)
+def test_a_log_line_says_why_a_run_is_not_tuned(kernel: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pyro_scale")
+    standardised = {"x": X / SCALES, "y": Y / NOISE}
+    posterior = ps.infer(linear, standardised, kernel, batch_size=40, num_samples=1, warmup_steps=1, progress=False)
+    assert posterior.settings["tuning"] == {}
+    said = [record.getMessage() for record in caplog.records]
+    assert f"The run is not tuned, and takes the kernel's default step size: {reason}." in said
+
+
+def test_batches_of_a_loader_are_not_taken_for_all_rows() -> None:
+    rows = torch.utils.data.TensorDataset(X / SCALES, Y / NOISE)
+    loader = torch.utils.data.DataLoader(rows, batch_size=40, shuffle=True)
+    posterior = ps.infer(linear, loader, num_samples=1, warmup_steps=1, progress=False)
+    assert posterior.settings["tuning"] == {}
+    assert posterior.step_size == SGHMC.default_step_size
+
+
+def test_a_thermostat_is_given_no_more_noise_than_it_absorbs() -> None:
+    posterior = tuned(method="sgnht", batch_size=1, num_samples=2)
+    assert posterior.step_size is not None
+    assert posterior.step_size**2 * posterior.settings["tuning"]["gradient_noise"] <= 0.2
+
+
+def test_joint_rows_are_tuned_in_full_batch() -> None:
+    """Of more rows than curvature is looked at elsewhere."""
+
+    def walk(y: Tensor) -> None:
+        drift = pyro.sample("drift", dist.Normal(0.0, 1.0))
+        pyro.factor("steps", dist.Normal(drift, 1.0).log_prob(y[1:] - y[:-1]).sum())
+
+    y = numbers(5000, seed=6).cumsum(0)
+    posterior = ps.infer(walk, y, num_samples=200, seed=0, progress=False)
+    assert float(posterior.draws["drift"].std()) == pytest.approx(5000**-0.5, rel=0.1)
+
+
+def test_interrupting_the_pilot_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyro_scale.sample.Run.advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tuned()
+
+
+def test_modes_of_no_probability_are_left_alone() -> None:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y)):
+            # a second mode at -mu, lower by 0.65 nats a row
+            pyro.sample("obs", dist.Normal(mu.abs(), torch.where(mu > 0, 1.0, 3.0)), obs=y)
+
+    options: dict[str, Any] = {"num_samples": 2, "num_chains": 6, "seed": 0, "progress": False}
+    posterior = ps.infer(model, 3 + numbers(100, seed=3), batch_size=10, **options)
+    assert posterior.settings["tuning"]["modes"] == 1
+    assert bool((posterior.draws["mu"] > 0).all())
 
 
 def test_rows_of_minibatches_keep_the_default_step_size() -> None:

@@ -1,0 +1,33 @@
+"""Which runs can be tuned."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pyro_scale.compile import CompiledModel
+from pyro_scale.data import names_of
+from pyro_scale.law import SMALLEST, law_of
+from pyro_scale.loaders import Streamed
+from pyro_scale.mode import DENSE_LIMIT
+from pyro_scale.types import Kernel
+
+
+def why_not_tuned(compiled: CompiledModel, kernel: Kernel) -> str:
+    """What keeps a run from being tuned; "" if nothing does."""
+    if sum(shape.numel() for shape in compiled.latent.values()) > DENSE_LIMIT:
+        return f"the model has more than {DENSE_LIMIT} coordinates"
+    if compiled.local and compiled.batch_size is not None:
+        return f"site {names_of(list(compiled.local))} has a value for each row of the minibatches"
+    if isinstance(compiled.data, Streamed):
+        return "a DataLoader decides which rows come together"
+    if callable(kernel.temperature) or kernel.temperature == 0:
+        return "the temperature is a schedule, or 0"
+    known: Any = getattr(kernel, "gradient_variance", 0.0)
+    if isinstance(known, dict) or known != 0:
+        return "gradient_variance, which tuning would measure, is given"
+    try:
+        lawful = math.isfinite(law_of(kernel, SMALLEST).sd)
+    except Exception:  # a kernel of somebody else's may do anything
+        lawful = False
+    return "" if lawful else f"{type(kernel).__name__} has no law on a normal posterior that could be computed"
