@@ -314,9 +314,13 @@ import json, logging, sys
 import torch
 torch.set_num_threads(1)
 from pyro_scale.capture import record
+from pyro_scale.compile import compile_model
 from pyro_scale.inference import infer
 from pyro_scale.kernels import SGHMC
+from pyro_scale.mode import find_mode
 from small_models import DATA, regression
+compiled = compile_model(regression, DATA)
+find_mode(compiled, compiled.initial_position(0))
 record(lambda x: x.clone().mul_(2.0).sigmoid_(), torch.ones(3))
 found = infer(regression, DATA, SGHMC(step_size=0.1), progress=False, jit_compile=True, **json.loads(sys.argv[1]))
 imported = [name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules]
@@ -325,7 +329,7 @@ print(json.dumps([found.settings["steps_run"], found.draws["w"].tolist(), import
 
 
 def test_a_run_whose_code_is_there_imports_no_compiler(caplog: pytest.LogCaptureFixture) -> None:
-    """It would take longer than many a run. Nor does one with operations that write to their results."""
+    """It would take longer than many a run. Nor do a search for modes, and operations that write to their results."""
     caplog.set_level(logging.INFO, logger="pyro_scale")
     expected = infer(regression, DATA, SGHMC(step_size=0.1), progress=False, jit_compile=True, **RUN)
     folder = Path(__file__).parent
