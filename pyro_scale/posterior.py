@@ -36,7 +36,7 @@ class Posterior:
         moments: site with a value for each row, whose draws a minibatched run does not keep -> mean and sd over the
             draws of each chain, `(num_chains, *site)`.
         num_steps: steps that each chain took, warm-up included.
-        step_size: of the last step; for NUTS the mean over chains of the adapted one.
+        step_size: of the last step, in whitened coordinates after tuning; for NUTS the mean over chains.
         timing: seconds, by what they were spent on.
         sample_stats: ArviZ name -> `(num_chains, num_samples)`.
         settings: method, kernel, seed, sizes: what it takes to repeat the run.
