@@ -162,7 +162,7 @@ def infer(
         tuned = tune(compiled, kernel, start.pop(), derived_seeds(seeds[0], 1)[0], bias_tolerance, most)
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
         start.append(tuned.start)
-        thinning = tuned.thinning if thinning is None else thinning
+        thinning = tuned.thinning if thinning is None and not one else thinning
         warmup_steps = pilot_steps + tuned.settling if warmup_steps is None else warmup_steps
         seconds["tune"] = time.perf_counter() - began - seconds["prepare"]
     kernel = _with_step_size(kernel)

@@ -113,12 +113,20 @@ def test_one_draw_of_each_of_many_chains_is_a_posterior_like_any_other(last_draw
     ids=str,
 )
 def test_a_single_draw_has_a_warm_up_worth_the_name(asked: dict[str, int], steps: int) -> None:
-    posterior = ps.infer(known_variance, Y[:10], num_samples=1, num_chains=2, seed=0, **asked)
+    kernel = SGHMC(step_size=0.1)
+    posterior = ps.infer(known_variance, Y[:10], kernel, num_samples=1, num_chains=2, seed=0, **asked)
     assert posterior.num_steps == steps
 
 
 def test_two_draws_have_the_warm_up_of_many() -> None:
-    assert ps.infer(known_variance, Y[:10], num_samples=2, num_chains=2, seed=0).num_steps == 10 + 20
+    kernel = SGHMC(step_size=0.1)
+    assert ps.infer(known_variance, Y[:10], kernel, num_samples=2, num_chains=2, seed=0).num_steps == 10 + 20
+
+
+def test_a_single_tuned_draw_follows_its_warm_up() -> None:
+    tuned = ps.infer(known_variance, Y[:10], num_samples=1, num_chains=2, seed=0)
+    assert tuned.settings["thinning"] == 1
+    assert tuned.num_steps == tuned.settings["warmup_steps"] + 1 > tuned.settings["tuning"]["pilot_steps"] + 50
 
 
 def test_what_is_drawn_ahead_is_bounded() -> None:
