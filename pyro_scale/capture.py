@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -125,7 +126,8 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Re
 
     given = [leaves[i] for i in where]
     try:
-        graph = traced(flat, given)
+        with _without_hints():
+            graph = traced(flat, given)
     except Exception as error:  # torch raises a dozen types here, and a user's model any
         raise CaptureError(first_line(error)) from error
     if operation := undecided_shape(graph):
@@ -158,8 +160,7 @@ def fastest(
         axes = tuple(_axes(argument, yes) for argument, yes in zip(example, mapped, strict=True))
         vectorised = vmap(function, in_dims=axes)
         try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="There is a performance drop")  # still faster than one by one
+            with torch.no_grad(), _without_hints():
                 expected = _sampled(vectorised(*example))
         except Exception as error:  # whatever vmap cannot do; what is the model's own fault is raised below
             unmappable = f"The model cannot be vectorised over chains: {first_line(error)}."
@@ -191,6 +192,14 @@ def record_or_keep(function: Function, *example: Any, fixed: Collection[int] = (
     if reason:
         logger.info("The log posterior runs through Pyro's handlers. %s", reason)
     return recorded or function, "captured" if recorded else "eager"
+
+
+@contextmanager
+def _without_hints() -> Iterator[None]:
+    """Torch tells of operations that it can only do chain by chain; that is still faster than the whole model so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
 
 
 def _recorded(
