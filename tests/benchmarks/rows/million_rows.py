@@ -10,7 +10,7 @@ from measure import Answers, Bench, Side, median
 from results import Goal, Row, row, spent
 
 COVARIATES = 20
-CORRELATION = 0.8
+CORRELATION = 0.5
 """Between neighbours; it falls off by powers."""
 # all else is chosen by warm-up
 SETTINGS = {"step_size": None, "friction": 1.0, "batch_size": 512, "thinning": None, "warmup_steps": None}
