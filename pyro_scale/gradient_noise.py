@@ -61,9 +61,9 @@ def noise_variance(
 
     def average(*slopes: Tensor) -> Tensor:
         """Over the positions at which gradients are finite; 0 if there are none."""
-        variances = torch.stack(slopes).var(0).flatten(1) if slopes[0].ndim > 1 else torch.stack(slopes).var(0)[:, None]
-        good = variances[variances.isfinite().all(1)]
-        return (good.mean(0) if len(good) else variances.new_zeros(variances.shape[1])).reshape(slopes[0].shape[1:])
+        variances = torch.stack(slopes).var(0)
+        finite = variances[variances.reshape(number, -1).isfinite().all(1)]
+        return finite.mean(0) if len(finite) else torch.zeros_like(variances[0])
 
     variance = tree.map(average, *(gradients() for _ in range(repeats)))
     return tree.scale(variance, (num_data - batch_size) / max(1, num_data - 1) / num_data**2)

@@ -154,10 +154,9 @@ def infer(
     start = [initial_positions(compiled, initial, seeds[3:])]
     seconds = {"prepare": time.perf_counter() - began}
     frame, pilot_steps, told = UNCHANGED, 0, {}
-    reason = "step_size is given" if kernel.step_size is not None else why_not_tuned(compiled, kernel)
-    if kernel.step_size is None and reason:
+    if kernel.step_size is None and (reason := why_not_tuned(compiled, kernel)):
         logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
-    if not reason:
+    elif kernel.step_size is None:
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
         tuned = tune(compiled, kernel, start.pop(), derived_seeds(seeds[0], 1)[0], bias_tolerance, most)
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told

@@ -70,8 +70,8 @@ class Run:
         rows = torch.arange(compiled.batch_size or compiled.num_data, device=compiled.data.device)
         shapes = bound.noise_shape(compiled.at_rows(tree.map(lambda leaf: leaf[0], start), rows))
         self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.num_steps, seeds, plan.warmup_steps)
-        arguments = (kernel, self.table, bound, start, self.inputs, seeds[1], jit_compile, frame.anchor)
-        self.steps = Steps(compiled, *arguments)
+        anchor = frame.anchor
+        self.steps = Steps(compiled, kernel, self.table, bound, start, self.inputs, seeds[1], jit_compile, anchor)
         self.collected = self._collected()
         self.step = 0
 

@@ -49,14 +49,15 @@ def ravel(tree: Tree) -> Tensor:
 
 
 def unravel(vector: Tensor, like: dict[str, torch.Size]) -> Tree:
-    """The inverse of `ravel` for leaves of the given shapes.
+    """The inverse of `ravel` for leaves of the given shapes; leading axes of the vector stay.
 
     Example:
         >>> unravel(torch.arange(3.), {"w": torch.Size([2]), "b": torch.Size([])})
         {'w': tensor([0., 1.]), 'b': tensor(2.)}
     """
-    parts = vector.split([shape.numel() for shape in like.values()])
-    return {name: part.reshape(shape) for (name, shape), part in zip(like.items(), parts, strict=True)}
+    parts = vector.split([shape.numel() for shape in like.values()], -1)
+    leading = vector.shape[:-1]
+    return {name: part.reshape((*leading, *shape)) for (name, shape), part in zip(like.items(), parts, strict=True)}
 
 
 def to(tree: Tree, *args: Any) -> Tree:

@@ -142,6 +142,7 @@ class Tuner:
             self._choose(draws)
         start = self._around(self.num_chains) if taken == 0 else self._picked(draws)
         steps = self.law.autocorrelation_time * self.slower
+        thinning = min(MOST_THINNING, math.ceil(steps))
         told = {
             "modes": self.num_modes,
             "autocorrelation_time": steps,
@@ -153,8 +154,8 @@ class Tuner:
             kernel=self.chosen,
             frame=self._frame(self.num_chains),
             start=self._position(start),
-            settling=SETTLING * min(MOST_THINNING, math.ceil(steps)),
-            thinning=max(1, min(MOST_THINNING, math.ceil(steps))),
+            settling=SETTLING * thinning,
+            thinning=thinning,
             pilot_steps=taken,
             told=told,
         )
@@ -221,18 +222,17 @@ class Tuner:
         """V at a few draws."""
         at = self._some(draws).flatten(0, 1)
         size, generator = self.compiled.batch_size, torch.Generator().manual_seed(next(self.seeds))
-        anchors = self._frame(len(at)).anchor
+        anchors, positions = self._frame(len(at)).anchor, self.whitened.unflat(at)
         assert anchors and size is not None
         target, gather = ControlVariate(self.whitened), self.compiled.gathered
-        positions = self.whitened.unflat(at)
         return noise_variance(target, gather, self.compiled.num_data, size, anchors, positions, generator)
 
     def _run(self, at: Tensor, num_steps: int, every: int) -> Tensor:
         """Draws of a window of the pilot, `(n, pilot chains, d)`, with smaller steps where a chain diverges."""
+        frame, start = self._frame(len(at)), self._position(at)
         for _ in range(MOST_HALVINGS):
             seeds = (next(self.seeds), next(self.seeds))
-            frame = self._frame(len(at))
-            found = explore(self.compiled, self.chosen, num_steps // every, every, self._position(at), seeds, frame)
+            found = explore(self.compiled, self.chosen, num_steps // every, every, start, seeds, frame)
             if found is not None:
                 return self._vector(found)
             self.largest_step = self.chosen.step_size / 2

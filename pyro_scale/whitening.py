@@ -63,11 +63,7 @@ class Whitened:
 
     def unflat(self, flat: Tensor) -> Position:
         """The inverse of `flat`."""
-        parts = flat.split([shape.numel() for shape in self.shapes.values()], -1)
-        return {
-            name: part.reshape((*flat.shape[:-1], *shape))
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        return tree.unravel(flat, self.shapes)
 
     def __call__(self, z: Position, batch: Any) -> Tensor:
         value: Tensor = self.target(self.position(z), batch)

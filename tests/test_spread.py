@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import arviz as az
 import numpy as np
 import pytest
 import torch
@@ -49,7 +50,6 @@ def test_the_time_of_an_autoregression(kept: float) -> None:
 
 
 def test_it_is_that_of_arviz() -> None:
-    az = pytest.importorskip("arviz")
     draws = autoregression(0.8, 2000, 4)
     expected = draws.numel() / float(az.ess(np.asarray(draws[..., 0].T), method="mean"))
     assert float(autocorrelation_times(draws)) == pytest.approx(expected, rel=0.05)
