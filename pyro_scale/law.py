@@ -33,12 +33,14 @@ class Law(NamedTuple):
         momentum_sd: the same of momenta, relative to that at step size 0; NaN without momenta.
         autocorrelation_time: steps that bring one independent draw of the mean; at least 1.
         response: of a position to a unit of gradient per datum, by lag, `(num_lags,)`.
+        momentum_response: the same of a momentum; empty without momenta.
     """
 
     sd: float
     momentum_sd: float
     autocorrelation_time: float
     response: Tensor
+    momentum_response: Tensor
 
 
 def law_of(kernel: Kernel, step_size: float, curvature: float = 1.0) -> Law:
@@ -76,20 +78,23 @@ def law_of(kernel: Kernel, step_size: float, curvature: float = 1.0) -> Law:
     transition = torch.stack([step(each, zero, zero) for each in basis], 1)
     injected, pushed = step(still, one, zero), step(still, zero, one)
     if float(torch.linalg.eigvals(transition).abs().max()) >= 1:
-        return Law(torch.inf, torch.inf, torch.inf, torch.zeros(0, dtype=torch.float64))
+        none = torch.zeros(0, dtype=torch.float64)
+        return Law(torch.inf, torch.inf, torch.inf, none, none)
     covariance = _stationary(transition, torch.outer(injected, injected))
     relative = (covariance.diagonal() / temperature).clamp(min=0).sqrt()
     total = 2 * torch.linalg.solve(basis - transition, covariance)[0, 0] - covariance[0, 0]
+    response = _response(transition, pushed)
     return Law(
         sd=float(relative[0]) * curvature**0.5,
         momentum_sd=float(relative[1]) if len(moving) > 1 else torch.nan,
         autocorrelation_time=max(1.0, float(total / covariance[0, 0])) if covariance[0, 0] > 0 else torch.inf,
-        response=_response(transition, pushed),
+        response=response[0],
+        momentum_response=response[1] if len(moving) > 1 else response[0, :0],
     )
 
 
 def noise_gain(response: Tensor, batches_per_epoch: float) -> float:
-    """Variance of positions that minibatches add, per unit of gradient variance: `law_of` gives the response.
+    """Variance that minibatches add, per unit of gradient variance, to what responds so: see `law_of`.
 
     Minibatches without replacement cut a permutation of the rows in pieces: within it their noise sums to 0, and
     what follows it slowly, over many permutations, sees none of it.
@@ -151,9 +156,8 @@ def _stationary(transition: Tensor, added: Tensor) -> Tensor:
 
 
 def _response(transition: Tensor, pushed: Tensor) -> Tensor:
-    """The first entry of A^k c for k = 0, 1, ... until it has died away."""
+    """A^k c for k = 0, 1, ... until it has died away, `(state, num_lags)`."""
     found, power = pushed.unsqueeze(1), transition
     while found.shape[1] < MOST_LAGS and float(found[:, -1].abs().max()) > 1e-6 * float(found.abs().max()):
         found, power = torch.cat([found, power @ found], 1), power @ power
-    result: Tensor = found[0]
-    return result
+    return found
