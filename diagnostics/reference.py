@@ -22,6 +22,7 @@ from pyro_scale.derivative import grad_and_value
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError, StartError
 from pyro_scale.handlers import near_zero
+from pyro_scale.health import of_divergences, tell
 from pyro_scale.plates import prepare
 from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Reporter
@@ -122,12 +123,11 @@ def nuts(
     potential.choice.remember()
     clock.append(time.perf_counter())
     stats = {name: torch.stack([run.stats[name] for run in runs]) for name in runs[0].stats}
-    _tell_of_divergences(stats["diverging"])
     draws = _constrained(compiled, coordinates, torch.stack([run.draws for run in runs]))
     clock.append(time.perf_counter())
     prepared, captured, sampled, constrained = np.diff(clock).tolist()
     compilation = potential.choice.seconds
-    return Posterior(
+    posterior = Posterior(
         draws,
         sample_stats=stats,
         num_steps=round(potential.calls / len(runs)),
@@ -153,17 +153,10 @@ def nuts(
             "whitened": coordinates.whitened is not None,
         },
         compiled=compiled,
+        checks=[of_divergences(stats["diverging"])],
     )
-
-
-def _tell_of_divergences(diverging: Tensor) -> None:
-    if count := int(diverging.sum()):
-        logger.warning(
-            "%d of %d NUTS draws diverged: the posterior has a corner that they may miss. Reparametrise the model "
-            "(non-centred groups) before you take this as a reference.",
-            count,
-            diverging.numel(),
-        )
+    tell(posterior.verdict, progress)
+    return posterior
 
 
 def _run_chains(

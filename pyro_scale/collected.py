@@ -6,10 +6,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pyro_scale.errors import ArgumentError
 from pyro_scale.moments import Moments, RunningMoments
@@ -82,31 +83,53 @@ class Plan:
         return bool(self.kept_within(step - 1, step))
 
 
+class Snapshot(NamedTuple):
+    """What is kept of states: leaves have leading axes, of the times where there are several, and of the chains.
+
+    Attributes:
+        positions: `(..., num_chains, *site)`.
+        kinetic: mean square of the momenta of each site, `(..., num_chains, num_sites)`; `()` for a kernel without.
+    """
+
+    positions: Position
+    kinetic: Tensor | tuple[()]
+
+    @classmethod
+    def of(cls, state: Any) -> Snapshot:
+        """Of a kernel's state, with a leading chain axis."""
+        momenta = [leaf.reshape(len(leaf), -1) for leaf in getattr(state, "momentum", {}).values()]
+        # a norm, since squares of large momenta would be one more copy of them
+        means = [torch.linalg.vector_norm(leaf, dim=1) ** 2 / max(1, leaf.shape[1]) for leaf in momenta]
+        return cls(state.position, torch.stack(means, 1) if means else ())
+
+
 class Taken(NamedTuple):
     """What steps leave beside the state.
 
     Attributes:
         log_posterior: where each step started, `(num_steps, num_chains)`.
         clamped: as in `Info`, `(num_steps, num_chains)`.
-        kept: after how many of these steps positions were kept, in order.
-        positions: those, `(len(kept), num_chains, *site)`.
+        kept: after how many of these steps states were kept, in order.
+        snapshots: those, with a leading axis of as many; None without.
     """
 
     log_posterior: Tensor
     clamped: Tensor
-    kept: Sequence[int]
-    positions: Position
+    kept: Sequence[int] = ()
+    snapshots: Snapshot | None = None
 
 
 class Kept(NamedTuple):
-    """Positions that were kept, one after another, and the log posterior there.
+    """Draws, one after another.
 
     Attributes:
         positions: `(n, num_chains, *site)`.
+        kinetic: as in `Snapshot`.
         log_posterior: `(n, num_chains)`.
     """
 
     positions: Position
+    kinetic: Tensor | tuple[()]
     log_posterior: Tensor
 
 
@@ -116,7 +139,7 @@ class Collected:
     Args:
         plan: which positions are kept.
         num_steps: steps taken before.
-        waiting: the position after them, `(1, num_chains, *site)`, if it is kept.
+        waiting: the state after them, with a leading axis of length 1, if it is kept.
         moments: of sites that are not kept.
         values: of a block of positions, what is kept of it; None for the positions themselves.
     """
@@ -125,7 +148,7 @@ class Collected:
         self,
         plan: Plan,
         num_steps: int = 0,
-        waiting: Position | None = None,
+        waiting: Snapshot | None = None,
         moments: RunningMoments | None = None,
         values: Callable[[Position], Position] | None = None,
     ) -> None:
@@ -154,17 +177,18 @@ class Collected:
         if settled:
             numbers = list(taken.kept[:settled])
             steps = [before + number for number in numbers]
-            if bad := self._settle(steps, _between(taken.positions, 0, settled), taken.log_posterior[numbers]):
+            if bad := self._settle(steps, _between(taken.snapshots, 0, settled), taken.log_posterior[numbers]):
                 return bad
         if reached > settled:
-            self.waiting = _between(taken.positions, settled, reached)
+            self.waiting = _between(taken.snapshots, settled, reached)
         moved = min(finite, self.plan.num_steps - before)
         self.num_steps = before + moved
         self.clamped += taken.clamped[:moved].sum(0).cpu()
         return []
 
-    def _settle(self, steps: Sequence[int], positions: Position, log_posterior: Tensor) -> list[str]:
-        """Positions after these steps, and the values there, which are finite; names as above."""
+    def _settle(self, steps: Sequence[int], snapshots: Snapshot, log_posterior: Tensor) -> list[str]:
+        """States after these steps, and the values there, which are finite; names as above."""
+        positions, kinetic = snapshots
         first_draw, last = bisect_right(steps, self.plan.warmup_steps), len(steps)
         bad: list[str] = []
         if self.moments is not None:
@@ -178,13 +202,13 @@ class Collected:
         if first_draw > 0:
             self.warmup.append(_between(positions, 0, first_draw))
         if last > first_draw:  # in one go: Ctrl-C may come between any two statements
-            self.draws.append(Kept(_between(positions, first_draw, last), log_posterior[first_draw:last]))
+            self.draws.append(Kept(*_between((positions, kinetic, log_posterior), first_draw, last)))
             self.num_draws += last - first_draw
         return bad
 
 
-def _between(positions: Position, first: int, last: int) -> Position:
-    return {name: leaf[first:last] for name, leaf in positions.items()}
+def _between(tensors: Any, first: int, last: int) -> Any:
+    return pytree.tree_map(lambda leaf: leaf[first:last], tensors)
 
 
 class Ending(NamedTuple):
@@ -201,6 +225,7 @@ class Chains(NamedTuple):
     Attributes:
         draws: site -> constrained values, `(num_chains, num_samples, *site)`.
         log_posterior: of each draw on the batch of the step after it, `(num_chains, num_samples)`, in nats.
+        kinetic: site -> mean square of its momenta at each draw, `(num_chains, num_samples)`; empty without momenta.
         warmup: as `draws`, for positions kept in warm-up; None unless asked for.
         moments: site with a value a row -> moments over the draws, where these are not kept.
         num_steps: steps taken by a chain.
@@ -213,6 +238,7 @@ class Chains(NamedTuple):
 
     draws: dict[str, Tensor]
     log_posterior: Tensor
+    kinetic: dict[str, Tensor]
     warmup: dict[str, Tensor] | None
     moments: dict[str, Moments]
     num_steps: int

@@ -17,6 +17,7 @@ from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model, names_of
 from pyro_scale.errors import DataError, FileFormatError, ModelError
 from pyro_scale.groups import data_groups
+from pyro_scale.health import Check
 from pyro_scale.moments import Moments
 from pyro_scale.plates import prepare
 from pyro_scale.posterior import MOMENT_GROUPS, Posterior
@@ -69,6 +70,7 @@ def load(
         timing=record["timing"],
         settings=record["settings"],
         compiled=compiled,
+        checks=[Check(*fields) for fields in record.get("checks", [])],
         idata=idata,
     )
 

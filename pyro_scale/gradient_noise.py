@@ -36,28 +36,10 @@ def noise_variance(
         batch_size: rows of a minibatch, which holds none twice.
         anchors: one for each position, leaves with a leading axis; `()` for a target that needs none.
         positions: `(n, *site)`.
-        generator: of the rows. They are drawn with replacement, whose variance is (N - 1) / (N - n) times as large.
+        generator: of the rows.
     """
     number = len(next(iter(positions.values())))
     repeats = max(REPEATS, -(-ROWS // batch_size))
-
-    def gradients() -> Position:
-        """On another batch at each position."""
-        rows = torch.randint(num_data, (number, batch_size), generator=generator, device="cpu")
-        batch = gather(rows)
-
-        def gradient(position: Position, data: dict[str, Tensor], indices: Tensor, anchor: Any) -> Position:
-            result: Position = grad_and_value(target)(position, Batch(data, indices, batch.scale, anchor))[0]
-            return result
-
-        def or_none(position: Position, data: dict[str, Tensor], indices: Tensor, anchor: Any) -> Position:
-            try:
-                return gradient(position, data, indices, anchor)
-            except LinAlgError:
-                return tree.map(lambda leaf: torch.full_like(leaf, torch.nan), position)
-
-        found: Position = over_chains(gradient, or_none, positions, batch.data, batch.indices, anchors)
-        return found
 
     def average(*slopes: Tensor) -> Tensor:
         """Over the positions at which gradients are finite; 0 if there are none."""
@@ -65,5 +47,39 @@ def noise_variance(
         finite = variances[variances.reshape(number, -1).isfinite().all(1)]
         return finite.mean(0) if len(finite) else torch.zeros_like(variances[0])
 
-    variance = tree.map(average, *(gradients() for _ in range(repeats)))
-    return tree.scale(variance, (num_data - batch_size) / max(1, num_data - 1) / num_data**2)
+    found = [
+        minibatch_gradients(target, gather, num_data, batch_size, anchors, positions, generator) for _ in range(repeats)
+    ]
+    return tree.scale(tree.map(average, *found), without_replacement(num_data, batch_size) / num_data**2)
+
+
+def without_replacement(num_data: int, batch_size: int) -> float:
+    """How much less gradients vary over minibatches that hold no row twice than over those that may."""
+    return (num_data - batch_size) / max(1, num_data - 1)
+
+
+def minibatch_gradients(
+    target: LogPosterior,
+    gather: Callable[[Tensor], Batch],
+    num_data: int,
+    batch_size: int,
+    anchors: Anchor | tuple[()],
+    positions: Position,
+    generator: torch.Generator,
+) -> Position:
+    """Gradients on another minibatch at each position, its rows drawn with replacement; arguments as above."""
+    rows = torch.randint(num_data, (len(next(iter(positions.values()))), batch_size), generator=generator, device="cpu")
+    batch = gather(rows)
+
+    def gradient(position: Position, data: dict[str, Tensor], indices: Tensor, anchor: Any) -> Position:
+        result: Position = grad_and_value(target)(position, Batch(data, indices, batch.scale, anchor))[0]
+        return result
+
+    def or_none(position: Position, data: dict[str, Tensor], indices: Tensor, anchor: Any) -> Position:
+        try:
+            return gradient(position, data, indices, anchor)
+        except LinAlgError:
+            return tree.map(lambda leaf: torch.full_like(leaf, torch.nan), position)
+
+    found: Position = over_chains(gradient, or_none, positions, batch.data, batch.indices, anchors)
+    return found

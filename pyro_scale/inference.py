@@ -12,13 +12,14 @@ import torch
 
 from pyro_scale.checks import check_count, checked_seed, derived_seeds
 from pyro_scale.choice import JitCompile, check_jit_compile
-from pyro_scale.collected import Chains, Plan
+from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.data import Model, names_of
-from pyro_scale.errors import ArgumentError, NonFiniteError, StoppedError
+from pyro_scale.errors import ArgumentError
 from pyro_scale.initial import initial_positions
 from pyro_scale.kernels import METHODS
 from pyro_scale.local import UNCHANGED
+from pyro_scale.outcome import outcome_of
 from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Callback
 from pyro_scale.sample import run_chains
@@ -187,29 +188,8 @@ def infer(
     constraining = time.perf_counter() - ready - sum(chains.seconds.values())  # all that is left after the last step
     seconds |= {**chains.seconds, "constrain": constraining}
     started = list(initial) if isinstance(initial, Mapping) else initial
-    origin = {"seed": seed, "initial": started, "tuning": told}
-    return _result(compiled, kernel, plan, chains._replace(seconds=seconds), origin)
-
-
-def _result(compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains, origin: dict[str, Any]) -> Posterior:
-    num_draws = chains.log_posterior.shape[1]
-    posterior = Posterior.from_chains(compiled, kernel, plan, chains, origin) if num_draws else None
-    if chains.ending is None:
-        assert posterior is not None
-        return posterior
-    message = f"The run ended early: {chains.ending.reason}"
-    if (error := chains.ending.error) is not None:
-        error.posterior = posterior  # type: ignore[attr-defined]
-        if posterior is not None:
-            logger.error("%s. The error's `posterior` holds %d draws a chain.", message, num_draws)
-        raise error
-    if chains.ending.failed:
-        drawn = f"This error's `posterior` holds the draws made before: {num_draws} a chain." if num_draws else ""
-        raise NonFiniteError(f"{message} {drawn}".strip(), posterior)
-    if posterior is None:
-        raise StoppedError(f"{message}, before the first draw. Let it run longer, or lower warmup_steps.")
-    logger.warning("%s; it has %d of %d draws a chain.", message, num_draws, plan.num_samples)
-    return posterior
+    origin = {"seed": seed, "initial": started, "tuning": told, "bias_tolerance": bias_tolerance}
+    return outcome_of(compiled, kernel, plan, chains._replace(seconds=seconds), origin, progress=progress)
 
 
 def _kernel(method: str | Kernel) -> Kernel:

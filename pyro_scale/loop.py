@@ -16,23 +16,23 @@ from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
 from pyro_scale.capture import Step
-from pyro_scale.collected import Taken
+from pyro_scale.collected import Snapshot, Taken
 from pyro_scale.inlined import Inlined
 from pyro_scale.inputs import Chunk
 from pyro_scale.local import Table
 from pyro_scale.native import compile_native, repeated
-from pyro_scale.types import Anchor, Batch, Info, Position, Settings
+from pyro_scale.types import Anchor, Batch, Info, Settings
 
 KEPT_NUMBERS = 2**22
 """A call keeps positions of at most so many numbers, unless one alone has more."""
 
 
 class Results(NamedTuple):
-    """What the loop writes: as in `Taken`, but for the positions, `(most_kept, num_chains, *site)`."""
+    """What the loop writes, as in `Taken`; `kept` has room for `most_kept` snapshots, or is None for a single one."""
 
     log_posterior: Tensor
     clamped: Tensor
-    kept: Position
+    kept: Snapshot | None
 
 
 class Arguments(NamedTuple):
@@ -100,7 +100,6 @@ class Loop:
         self.settings: tuple[Settings, Tensor] | None = None
         self.num_chains = len(next(iter(state.position.values())))
         self.most_kept = 1 if single else max(1, min(chunk.length, KEPT_NUMBERS // tree.size(state.position)))
-        self.keeps = list(state.position) if self.most_kept > 1 else []
         arguments = self._arguments(state, chunk, batch, 0, [1])
         leaves, self.structure = pytree.tree_flatten(self._parts(arguments)[0])
         kind = (str(self.structure), table.axes, batch.scale, self.most_kept, columns is None, single, self.apart)
@@ -128,22 +127,27 @@ class Loop:
             self.compiled(pytree.tree_leaves(part))
         taken = slice(first, segments[-1])
         results = arguments.results
-        positions = self._positions(state, results.kept, len(ends))
-        return Taken(results.log_posterior[taken], results.clamped[taken], [end - first for end in ends], positions)
+        snapshots = self._snapshots(state, results.kept, len(ends))
+        return Taken(results.log_posterior[taken], results.clamped[taken], [end - first for end in ends], snapshots)
 
-    def _positions(self, state: Any, kept: Position, number: int) -> Position:
+    def _snapshots(self, state: Any, kept: Snapshot | None, number: int) -> Snapshot | None:
         if number == 0:
-            return {}
-        if not kept:
-            return tree.map(lambda leaf: leaf.unsqueeze(0).clone(), state.position)
+            return None
+        if kept is None:
+            return Snapshot(*pytree.tree_map(lambda leaf: leaf.unsqueeze(0).clone(), Snapshot.of(state)))
         # where there are fewer, the rest need not stay in memory
-        return kept if number == self.most_kept else tree.map(lambda leaf: leaf[:number].clone(), kept)
+        return (
+            kept if number == self.most_kept else Snapshot(*pytree.tree_map(lambda leaf: leaf[:number].clone(), kept))
+        )
 
     def _arguments(self, state: Any, chunk: Chunk, batch: Batch, first: int, ends: Sequence[int]) -> Arguments:
         like = next(iter(state.position.values()))
         stops = torch.zeros(self.most_kept, dtype=torch.long)
         stops[: len(ends)] = torch.tensor(ends)
         steps = (chunk.length, self.num_chains)
+        room = None
+        if self.most_kept > 1:
+            room = pytree.tree_map(lambda leaf: leaf.new_empty((self.most_kept, *leaf.shape)), Snapshot.of(state))
         rows = batch.data if self.columns is None else self.columns
         return Arguments(
             counters=(torch.tensor(first), torch.tensor(len(ends)), stops),
@@ -154,14 +158,7 @@ class Loop:
             noise=chunk.noise,
             settings=self._columns(chunk),
             moving=like.new_ones(self.num_chains, dtype=torch.bool),
-            results=Results(
-                like.new_empty(steps),
-                like.new_empty(steps, dtype=torch.long),
-                {
-                    name: state.position[name].new_empty((self.most_kept, *state.position[name].shape))
-                    for name in self.keeps
-                },
-            ),
+            results=Results(like.new_empty(steps), like.new_empty(steps, dtype=torch.long), room),
             constants=self.inlined.constants,
             anchor=batch.anchor,
         )
@@ -201,8 +198,10 @@ class Loop:
         def advance(segment: Tensor, step: Tensor, num_segments: Tensor, ends: Tensor, *leaves: Tensor) -> Any:
             arguments = pytree.tree_unflatten([step, num_segments, ends, *leaves], self.structure)
             moved = repeated(within_segment, move, [step], [_at(ends, segment), *leaves])
-            for name, leaf in arguments.results.kept.items():
-                leaf.index_put_((segment,), arguments.state.position[name])
+            if arguments.results.kept is not None:
+                reached = Snapshot.of(arguments.state)
+                for room, leaf in zip(*map(pytree.tree_leaves, (arguments.results.kept, reached)), strict=True):
+                    room.index_put_((segment,), leaf)
             return segment + 1, *moved
 
         def within_segment(step: Tensor, end: Tensor, *rest: Tensor) -> Tensor:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pyro_scale import inference_data, storage
+from pyro_scale.assessment import by_gradients
 from pyro_scale.checks import check_count, check_path, check_seed
-from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.draws import at_random, thinned
 from pyro_scale.errors import ArgumentError, MissingModelError
 from pyro_scale.groups import Group, arrays, axis_names, data_groups, prior_draws
+from pyro_scale.health import Check, Health, of_draws
 from pyro_scale.moments import Moments
 from pyro_scale.other_rows import can_score, new_rows
 from pyro_scale.predict import Prediction, log_likelihood, predictive
@@ -38,9 +40,11 @@ class Posterior:
         num_steps: steps that each chain took, warm-up included.
         step_size: of the last step, in whitened coordinates after tuning; for NUTS the mean over chains.
         timing: seconds, by what they were spent on.
-        sample_stats: ArviZ name -> `(num_chains, num_samples)`.
+        sample_stats: ArviZ name -> `(num_chains, num_samples, ...)`.
         settings: method, kernel, seed, sizes: what it takes to repeat the run.
         compiled: the model; None for a posterior loaded without it.
+        kernel: as it ran; None for NUTS and for a posterior from a file.
+        checks: what only the run itself could check; `health` has all.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class Posterior:
         timing: Mapping[str, float],
         settings: Mapping[str, Any],
         compiled: CompiledModel | None = None,
+        kernel: Kernel | None = None,
+        checks: Sequence[Check] = (),
         warmup: Mapping[str, Tensor] | None = None,
         moments: Mapping[str, Moments] | None = None,
         idata: Any = None,
@@ -65,41 +71,10 @@ class Posterior:
         self.timing = dict(timing)
         self.settings = dict(settings)
         self.compiled = compiled
+        self.kernel = kernel
+        self.checks = tuple(checks)
         self._warmup = warmup
         self._idata = idata
-
-    @classmethod
-    def from_chains(
-        cls, compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains, origin: Mapping[str, Any]
-    ) -> Posterior:
-        """The result of a run of step-wise chains; `origin` is the seed, and where they started."""
-        settings = {
-            "method": type(kernel).__name__,
-            "kernel": repr(kernel),
-            **origin,
-            "num_chains": plan.num_chains,
-            "num_samples": plan.num_samples,
-            "warmup_steps": plan.pilot_steps + plan.warmup_steps,
-            "thinning": plan.thinning,
-            "sampling_steps": len(plan.sampling_steps),  # those that draws could be kept from
-            "batch_size": compiled.batch_size,
-            "num_data": compiled.num_data,
-            "dtype": str(compiled.data.dtype).removeprefix("torch."),
-            "steps_run": chains.how,
-            "clamped": chains.clamped.tolist(),
-            "ended_early": chains.ending.reason if chains.ending else None,
-        }
-        return cls(
-            chains.draws,
-            sample_stats={"lp": chains.log_posterior},
-            num_steps=plan.pilot_steps + chains.num_steps,
-            step_size=chains.step_size,
-            timing=chains.seconds,
-            settings=settings,
-            compiled=compiled,
-            warmup=chains.warmup,
-            moments=chains.moments,
-        )
 
     def __repr__(self) -> str:
         num_chains, num_samples = self._shape
@@ -126,6 +101,23 @@ class Posterior:
             everything = {**groups, **data_groups(compiled)}
             self._idata = inference_data.build(everything, dims=axis_names(compiled), attrs=self._attributes())
         return self._idata
+
+    @property
+    def verdict(self) -> Health:
+        """What is known without more gradients: R-hat, effective sample sizes, and what the run itself could check."""
+        return Health([*of_draws(self.draws, self.settings.get("tuning", {}).get("modes", 1)), *self.checks])
+
+    @cached_property
+    def health(self) -> Health:
+        """All checks, each with a limit and, where it failed, what to change; gradients are taken on first access.
+
+        To `verdict` it adds the configurational temperature of every latent site, which tells by how much its
+        standard deviations are wrong, and for a kernel with a step_size of the user's what bias the kernel's law
+        predicts at the curvature and gradient noise that are found. They take a fifth of the gradients of the run at
+        most, and 2**18 of a row.
+        """
+        checks, left_out = by_gradients(self.compiled, self.draws, self.kernel, self.settings, self.num_steps)
+        return Health([*self.verdict.checks, *checks], left_out)
 
     def add_groups(self, *names: str, seed: int = 0) -> Any:
         """Adds groups to `idata` that cost time or memory, and returns it.
@@ -230,6 +222,7 @@ class Posterior:
             "step_size": self.step_size,
             "timing": self.timing,
             "settings": self.settings,
+            "checks": self.checks,
         }
 
     def _attributes(self) -> dict[str, Any]:

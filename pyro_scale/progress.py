@@ -32,12 +32,16 @@ class Progress(NamedTuple):
 Callback = Callable[[Progress], bool | None]
 
 
+def interactive() -> bool:
+    """Whether somebody looks on, at a terminal or in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 class Reporter:
     """Shows a bar on a terminal or in a notebook, and calls the callback a few times a second and at the end."""
 
     def __init__(self, num_steps: int, show: bool, callback: Callback | None) -> None:
-        interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=num_steps, disable=not (show and interactive), unit="step", dynamic_ncols=True)
+        self.bar = tqdm(total=num_steps, disable=not (show and interactive()), unit="step", dynamic_ncols=True)
         self.num_steps = num_steps
         self.callback = callback
         self.start = self.last = time.perf_counter()

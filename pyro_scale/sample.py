@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
 from pyro_scale.choice import JitCompile
-from pyro_scale.collected import Chains, Collected, Ending, Plan
+from pyro_scale.collected import Chains, Collected, Ending, Plan, Snapshot
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.draws import by_chain, constrain, over_draws
@@ -75,7 +76,7 @@ class Run:
         self.collected = self._collected()
         self.step = 0
 
-    def _collected(self, num_steps: int = 0, waiting: Position | None = None) -> Collected:
+    def _collected(self, num_steps: int = 0, waiting: Snapshot | None = None) -> Collected:
         compiled = self.compiled
         if not compiled.local or compiled.batch_size is None:
             return Collected(self.plan, num_steps, waiting, values=self._wanted if self.steps.large else None)
@@ -110,9 +111,9 @@ class Run:
     def restore(self, state: RunState) -> None:
         """Goes on from a state of a run with the same arguments, and collects the draws after those it had."""
         self.step, self.steps.chains = state.step, self.table.copied(state.chains)
-        # the position of the last step had not got its log posterior yet
-        position = tree.map(lambda leaf: leaf.unsqueeze(0), self.steps.position())
-        self.collected = self._collected(state.step, position if self.plan.kept_after(state.step) else None)
+        # the last step's had not got its log posterior yet
+        reached = pytree.tree_map(lambda leaf: leaf.unsqueeze(0), self.steps.snapshot())
+        self.collected = self._collected(state.step, reached if self.plan.kept_after(state.step) else None)
         self.inputs.restore(state.inputs)
 
     def advance(self, reporter: Reporter) -> Ending | None:
@@ -204,7 +205,7 @@ def run_chains(
     The run ends early, keeping its draws, when a value is not finite, the callback says so, or on Ctrl-C.
     """
     began = time.perf_counter()
-    run = Run(compiled, kernel, plan, start, seeds, jit_compile, frame)
+    run, sites = Run(compiled, kernel, plan, start, seeds, jit_compile, frame), list(start)
     del start
     seconds = {"capture": time.perf_counter() - began}
     began = time.perf_counter()
@@ -216,6 +217,7 @@ def run_chains(
     return Chains(
         draws=run.draws([each.positions for each in kept.draws]),
         log_posterior=torch.cat(values).T.contiguous() if values else torch.empty(plan.num_chains, 0),
+        kinetic=_by_site([each.kinetic for each in kept.draws], sites),
         warmup=run.draws(kept.warmup) if plan.save_warmup else None,
         moments=kept.moments.result() if kept.moments is not None else {},
         num_steps=kept.num_steps,
@@ -225,6 +227,12 @@ def run_chains(
         step_size=float(run.inputs.settings.step_size[max(0, kept.num_steps - 1)]),
         ending=ending,
     )
+
+
+def _by_site(kinetic: list[Tensor | tuple[()]], sites: list[str]) -> dict[str, Tensor]:
+    """Site -> `(num_chains, sum of n)`, from blocks `(n, num_chains, num_sites)`."""
+    found = [block for block in kinetic if isinstance(block, Tensor)]
+    return dict(zip(sites, torch.cat(found).permute(2, 1, 0).contiguous(), strict=True)) if found else {}
 
 
 def _to_the_end(run: Run, reporter: Reporter) -> Ending | None:

@@ -16,7 +16,7 @@ from pyro_scale import tree
 from pyro_scale.arriving import arriving_at
 from pyro_scale.capture import Step, fastest, first_line
 from pyro_scale.choice import Choice, JitCompile
-from pyro_scale.collected import Taken
+from pyro_scale.collected import Snapshot, Taken
 from pyro_scale.compile import CompiledModel
 from pyro_scale.inputs import Chunk, Inputs
 from pyro_scale.local import Table
@@ -122,19 +122,23 @@ class Steps:
             last = first + (self.most_steps if self.arriving is None else 1)
             last = min(last, len(chunk.settings.step_size))
             taken = self.loop.take(self.chains, chunk, self.batch, first, last, kept)
-            if taken.kept:
-                taken = taken._replace(positions=self.table.position(taken.positions))
+            if taken.snapshots is not None:
+                taken = taken._replace(snapshots=self._found(taken.snapshots))
         self._took(len(taken.log_posterior), time.perf_counter() - began)
         return taken
 
-    def position(self) -> Position:
-        """Where all chains are, in the model's unconstrained coordinates; steps to come do not write to it."""
-        position = self.table.position(self.chains.position)
-        return position if self.loop is None else tree.map(torch.clone, position)
+    def snapshot(self) -> Snapshot:
+        """Of all chains, positions in the model's unconstrained coordinates; steps to come do not write to it."""
+        snapshot = self._found(Snapshot.of(self.chains))
+        return snapshot if self.loop is None else pytree.tree_map(torch.clone, snapshot)
+
+    def _found(self, snapshot: Snapshot) -> Snapshot:
+        """In the model's coordinates, what is in the kernel's."""
+        return snapshot._replace(positions=self.table.position(snapshot.positions))
 
     def at(self, chain: int, indices: Tensor | None) -> tuple[Position, Batch]:
         """Position of one chain, and its rows: those of a step, unless all steps or all chains have the same."""
-        position = tree.map(lambda leaf: leaf[chain], self.position())
+        position = tree.map(lambda leaf: leaf[chain], self.snapshot().positions)
         batch = self.batch if indices is None else self.compiled.gathered(indices[chain])
         return self.compiled.at_rows(position, batch.indices), batch
 
@@ -147,12 +151,13 @@ class Steps:
             after, info = self.update(self.table.rows(self.chains, indices), self.batch, noise, settings)
         except LinAlgError:  # a matrix of the model is no longer positive definite
             values = self._one_by_one(indices)
-            return Taken(values.unsqueeze(0), torch.zeros_like(values, dtype=torch.long).unsqueeze(0), [], {})
+            return Taken(values.unsqueeze(0), torch.zeros_like(values, dtype=torch.long).unsqueeze(0))
         if torch.isfinite(info.log_posterior).all():
             self.chains = self.table.write(self.chains, after, indices)
-        wanted = bisect_right(kept, number) < bisect_right(kept, number + 1)
-        positions = tree.map(lambda leaf: leaf.unsqueeze(0), self.position()) if wanted else {}
-        return Taken(info.log_posterior.unsqueeze(0), info.clamped.unsqueeze(0), [1] if wanted else [], positions)
+        taken = Taken(info.log_posterior.unsqueeze(0), info.clamped.unsqueeze(0))
+        if bisect_right(kept, number) == bisect_right(kept, number + 1):
+            return taken
+        return taken._replace(kept=[1], snapshots=pytree.tree_map(lambda leaf: leaf.unsqueeze(0), self.snapshot()))
 
     def _gathered(self, indices: Tensor) -> Batch:
         return self.compiled.gathered(indices)._replace(anchor=self.anchor)

@@ -18,7 +18,7 @@ from small_models import COUNTS, DATA, NUM_ROWS, Y, bounded, correlated, counts,
 from torch import Tensor
 
 import pyro_scale as ps
-from pyro_scale import inference, sample
+from pyro_scale import inference, outcome, sample
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.errors import ArgumentError, NonFiniteError, StartError, StoppedError
@@ -72,7 +72,7 @@ def test_the_timing_covers_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(module, name, napping)
 
-    for module, name in ((inference, "compile_model"), (inference, "tune")):
+    for module, name in ((inference, "compile_model"), (inference, "tune"), (outcome, "of_noise")):
         slow(module, name)
     for name in ("Run", "Reporter", "constrain"):
         slow(sample, name)
@@ -80,7 +80,7 @@ def test_the_timing_covers_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     timing = short().timing
     whole = time.perf_counter() - began
     print(timing, whole)
-    assert list(timing) == ["prepare", "tune", "capture", "compile", "sample", "constrain"]
+    assert list(timing) == ["prepare", "tune", "capture", "compile", "sample", "constrain", "health"]
     assert timing.pop("compile") == 0  # so short a run does not repay it
     assert all(seconds >= nap for seconds in timing.values())
     assert 0.7 * whole < sum(timing.values()) <= whole
@@ -391,6 +391,7 @@ def test_a_short_run_calls_back_at_its_end() -> None:
 @pytest.mark.usefixtures("always")
 def test_a_callback_stops_the_run_and_keeps_its_draws(caplog: pytest.LogCaptureFixture) -> None:
     whole = short(num_samples=10)
+    caplog.clear()
     stopped = short(num_samples=10, callback=lambda progress: progress.step == 6)
     assert torch.equal(stopped.draws["w"], whole.draws["w"][:, :3])
     assert torch.equal(stopped.sample_stats["lp"], whole.sample_stats["lp"][:, :3])
@@ -445,9 +446,9 @@ def interrupting(step: int) -> Callable[[Progress], None]:
 @pytest.mark.usefixtures("always")
 def test_ctrl_c_gives_the_draws_so_far(caplog: pytest.LogCaptureFixture) -> None:
     interrupted = short(num_samples=10, callback=interrupting(6))
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert torch.equal(interrupted.draws["w"], short(num_samples=10).draws["w"][:, :3])
     assert interrupted.settings["ended_early"] == "interrupted after 6 of 12 steps"
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
 @pytest.mark.usefixtures("always")

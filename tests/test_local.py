@@ -157,10 +157,10 @@ def test_a_run_resumes_bit_for_bit(model: Any, data: dict[str, Tensor], kernel: 
     second.restore(middle)
     for _ in range(3):
         second.advance(reporter())
-    ahead = [position for position, _ in first.collected.draws][-len(second.collected.draws) :]
+    ahead = first.collected.draws[-len(second.collected.draws) :]
     assert len(ahead) > 20
-    for (again, _), position in zip(second.collected.draws, ahead, strict=True):
-        assert all(torch.equal(again[name], leaf) for name, leaf in position.items())
+    for again, draw in zip(second.collected.draws, ahead, strict=True):
+        assert all(torch.equal(again.positions[name], leaf) for name, leaf in draw.positions.items())
 
 
 def test_rows_that_are_not_visited_stay() -> None:

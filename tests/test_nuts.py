@@ -364,7 +364,7 @@ def test_divergences_are_told(caplog: pytest.LogCaptureFixture) -> None:
         run = nuts(centred, data, num_samples=100, warmup_steps=20, num_chains=1, seed=1)
     count = int(run.sample_stats["diverging"].sum())
     assert count > 0
-    assert f"{count} of 100 NUTS draws diverged" in caplog.text
+    assert f"divergences is {count}, limit 0: " in caplog.text
 
 
 def test_ctrl_c_returns_the_chains_that_are_complete(
@@ -500,7 +500,7 @@ def test_what_cannot_be_compiled_runs_as_recorded(
 
     monkeypatch.setattr(samplers, "compiled_function", without_compiler)
     with caplog.at_level(logging.INFO, "pyro_scale"):
-        run = nuts(regression, DATA, num_samples=4, num_chains=2, seed=0, jit_compile=True)
+        run = nuts(regression, DATA, num_samples=3, num_chains=2, seed=0, jit_compile=True)
     assert run.settings["steps_run"] == "captured"
     assert caplog.messages == ["Gradients are not compiled, and run captured. no C++ compiler is found."]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_models import DATA, X, Y, correlated, decides_by_value, known_variance, regression, starts
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pyro_scale import capture
 from pyro_scale.capture import CaptureError
@@ -305,12 +306,10 @@ def test_a_run_resumes_bit_for_bit(
             while run.step <= wanted.num_steps:
                 assert run.advance(Reporter(wanted.num_steps, False, None)) is None
             assert run.collected.num_steps == wanted.num_steps
-            found = [*run.collected.draws, *((position, None) for position in run.collected.warmup)]
-            expected = [*draws[draws_before:], *((position, None) for position in warmup[warmup_before:])]
+            found = pytree.tree_leaves((run.collected.draws, run.collected.warmup))
+            expected = pytree.tree_leaves((draws[draws_before:], warmup[warmup_before:]))
             assert len(found) == len(expected)
-            for (one, lp), (other, other_lp) in zip(found, expected, strict=True):
-                assert all(torch.equal(one[name], other[name]) for name in other)
-                assert lp is other_lp is None or torch.equal(lp, other_lp)
+            assert all(map(torch.equal, found, expected))
 
 
 @every_batch_size

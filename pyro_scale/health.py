@@ -1,0 +1,207 @@
+"""The verdict on a run: checks, each a number beside its limit, and what to change where one fails."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_scale.convergence import LEAST_DRAWS, ess, rhat
+from pyro_scale.progress import interactive
+from pyro_scale.temperature import Measured
+
+logger = logging.getLogger("pyro_scale")
+
+RHAT_LIMIT = 1.01
+ESS_A_CHAIN = 100
+"""The limits of Vehtari et al. (2021), Rank-normalization, folding, and localization, Bayesian Analysis."""
+MOST_SCALARS = 256
+"""Of more values so many are looked at, evenly spaced, at least one of every site."""
+CLAMPED_LIMIT = 0.01
+ERRORS = 3
+"""A number that is measured fails when it is beyond its limit by so many of its standard errors."""
+LONGER = "Raise num_samples or thinning"
+
+
+class Check(NamedTuple):
+    """One number that must stay within a limit.
+
+    Attributes:
+        name: what it is.
+        value: the number, at the value or site where it is worst.
+        limit: it fails beyond; a largest value, but for effective sample sizes.
+        passed: whether it did.
+        where: the value or site; "" where it is the run's.
+        remedy: what it means that the check failed, and what to change; "" for one that passed.
+    """
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+    where: str = ""
+    remedy: str = ""
+
+
+class Health:
+    """Checks of a posterior, by name; true if all of them passed. Printed as a table.
+
+    Args:
+        checks: what was looked at.
+        left_out: sentences on what could not be.
+
+    Example:
+        >>> health = Health([Check("R-hat", 1.3, 1.01, False, "w", "chains disagree.")])
+        >>> bool(health), health["R-hat"].value
+        (False, 1.3)
+        >>> print(health)
+        Health: 1 of 1 checks failed
+          R-hat  1.3  limit 1.01  FAILED  w: chains disagree.
+    """
+
+    def __init__(self, checks: Sequence[Check], left_out: Sequence[str] = ()) -> None:
+        self.checks = tuple(checks)
+        self.left_out = tuple(left_out)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not pass."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def __bool__(self) -> bool:
+        return not self.failed
+
+    def __getitem__(self, name: str) -> Check:
+        return {check.name: check for check in self.checks}[name]
+
+    def __str__(self) -> str:
+        number = len(self.checks)
+        verdict = f"{len(self.failed)} of {number} checks failed" if self.failed else f"{number} checks passed"
+        cells = [
+            (one.name, f"{one.value:.4g}", f"limit {one.limit:.4g}", "passed" if one.passed else "FAILED", _said(one))
+            for one in self.checks
+        ]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        rows = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+        return "\n  ".join([f"Health: {verdict}", *rows, *self.left_out])
+
+    __repr__ = __str__
+
+
+def _said(check: Check) -> str:
+    return f"{check.where}: {check.remedy}" if check.where and check.remedy else check.where or check.remedy
+
+
+def tell(health: Health, progress: bool) -> None:
+    """Warns of failed checks; says that all have passed where a progress bar was shown."""
+    if health.failed:
+        failed = (f"{_named(one)} is {one.value:.4g}, limit {one.limit:.4g}: {one.remedy}" for one in health.failed)
+        logger.warning(
+            "%d of %d checks of the run failed (`posterior.health` makes more).\n  %s",
+            len(health.failed),
+            len(health.checks),
+            "\n  ".join(failed),
+        )
+    elif progress and interactive():
+        tqdm.write(f"{len(health.checks)} checks of the run passed (`posterior.health` makes more).", file=sys.stderr)
+
+
+def _named(check: Check) -> str:
+    return f"{check.name} of {check.where}" if check.where else check.name
+
+
+def of_draws(draws: Mapping[str, Tensor], num_modes: int = 1) -> list[Check]:
+    """R-hat and effective sample sizes, as far as there are enough draws to tell.
+
+    Args:
+        draws: site -> `(num_chains, num_samples, *site)`.
+        num_modes: that are known, and that no chain leaves.
+    """
+    names, values = scalars(draws)
+    num_chains, num_samples, number = values.shape
+    if num_samples < LEAST_DRAWS or number == 0:
+        return []
+    apart, (bulk, tail) = rhat(values), ess(values)
+    modes = "If they stay apart, they"
+    if num_modes > 1:
+        modes = f"Warm-up found {num_modes} modes, and chains"
+    found = [
+        _within("R-hat", apart, RHAT_LIMIT, names, f"chains disagree. {LONGER}. {modes} have found different modes."),
+        _within("ESS, mean", -bulk, -ESS_A_CHAIN * num_chains, names, f"too few independent draws. {LONGER}."),
+        _within("ESS, tails", -tail, -ESS_A_CHAIN * num_chains, names, f"too few independent draws. {LONGER}."),
+    ]
+    return [check for check in found if check is not None]
+
+
+def scalars(draws: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
+    """Names, as "w[2, 0]", and draws `(num_chains, num_samples, values)` of all values, or of some of too many."""
+    total = sum(value[0, 0].numel() for value in draws.values())
+    names: list[str] = []
+    columns: list[Tensor] = []
+    for site, value in draws.items():
+        shape, size = value.shape[2:], value[0, 0].numel()
+        wanted = size if total <= MOST_SCALARS else max(1, MOST_SCALARS * size // total)
+        chosen = torch.linspace(0, size - 1, min(size, wanted)).round().long()
+        columns.append(value.reshape(*value.shape[:2], -1)[..., chosen.to(value.device)])
+        if not shape:
+            names.append(site)
+            continue
+        places = zip(*(each.tolist() for each in torch.unravel_index(chosen, shape)), strict=True)
+        names += [f"{site}[{', '.join(map(str, place))}]" for place in places]
+    return names, torch.cat([column.double() for column in columns], -1)
+
+
+def _within(name: str, values: Tensor, limit: float, names: Sequence[str], remedy: str) -> Check | None:
+    """Of the largest value; negative ones stand for what has a smallest. None if all are undefined, as of constants."""
+    known = torch.where(values.isnan(), -math.inf, values)
+    worst = int(known.argmax())
+    value = float(known[worst])
+    if value == -math.inf:
+        return None
+    passed = value <= limit
+    return Check(name, abs(value), abs(limit), passed, names[worst], "" if passed else remedy)
+
+
+def of_sds(name: str, errors: Mapping[str, Measured], limit: float, wide: str, narrow: str) -> Check | None:
+    """Of the site whose standard deviations are wrong by most, as measured.
+
+    Args:
+        name: of the check.
+        errors: site -> by how much its sds are wrong, relative to themselves.
+        limit: of the error.
+        wide: what to change where draws are too wide.
+        narrow: the same where they are not wide enough.
+    """
+    if not errors:
+        return None
+    excess = {site: abs(each.value) - ERRORS * each.error for site, each in errors.items()}
+    site = max(excess, key=lambda each: excess[each] if not math.isnan(excess[each]) else math.inf)
+    value, passed = errors[site].value, excess[site] <= limit
+    how = f"its draws are {1 + value:.2f} times as wide as the posterior. {wide if value > 0 else narrow}"
+    return Check(name, abs(value), limit, passed, site, "" if passed else how)
+
+
+def of_noise(clamped: int, steps: int) -> Check:
+    """Of the share of steps of a coordinate at which minibatches brought more noise than a kernel can take out."""
+    share = clamped / max(1, steps)
+    passed = share <= CLAMPED_LIMIT
+    remedy = "more gradient noise than gradient_variance can take out. Lower step_size, or raise batch_size."
+    return Check("clamped noise", share, CLAMPED_LIMIT, passed, "", "" if passed else remedy)
+
+
+def of_divergences(diverging: Tensor) -> Check:
+    """Of NUTS: the number of draws after which the integrator diverged."""
+    number = int(diverging.sum())
+    remedy = "the posterior has a corner that the draws may miss. Reparametrise the model (non-centred groups)."
+    return Check("divergences", number, 0, number == 0, "", remedy if number else "")
+
+
+def of_ending(reason: str | None) -> list[Check]:
+    """Of a run that ended before it had all its draws."""
+    return [Check("early end", 1, 0, False, "", f"the run ended {reason}.")] if reason else []

@@ -1,0 +1,176 @@
+"""What a run of chains comes to: a posterior with the checks that only the run can make, or an error that holds it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_scale import tree
+from pyro_scale.assessment import why_not_examined
+from pyro_scale.collected import Chains, Plan
+from pyro_scale.compile import CompiledModel
+from pyro_scale.draws import over_draws, thinned
+from pyro_scale.errors import NonFiniteError, StoppedError
+from pyro_scale.health import Check, of_ending, of_noise, of_sds, tell
+from pyro_scale.law import law_of
+from pyro_scale.posterior import Posterior
+from pyro_scale.temperature import Measured, sd_from_momenta
+from pyro_scale.types import Kernel
+
+logger = logging.getLogger("pyro_scale")
+
+SPREAD_DRAWS, SPREAD_NUMBERS = 100, 2**22
+"""Draws of a chain, and numbers in all, among which the spread of sites is looked at."""
+
+
+def outcome_of(
+    compiled: CompiledModel,
+    kernel: Kernel,
+    plan: Plan,
+    chains: Chains,
+    origin: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> Posterior:
+    """The posterior of a run, with a warning where it ended early or a check failed.
+
+    Args:
+        compiled: the model.
+        kernel: as it ran.
+        plan: how long, and what was kept.
+        chains: what is left of it.
+        origin: where it came from, for `posterior.settings`.
+        progress: whether to say that all checks passed, too.
+
+    Raises:
+        NonFiniteError, StoppedError, Exception: as `infer`.
+    """
+    num_draws = chains.log_posterior.shape[1]
+    posterior = _posterior(compiled, kernel, plan, chains, origin) if num_draws else None
+    if chains.ending is None:
+        assert posterior is not None
+        tell(posterior.verdict, progress)
+        return posterior
+    message = f"The run ended early: {chains.ending.reason}"
+    if (error := chains.ending.error) is not None:
+        error.posterior = posterior  # type: ignore[attr-defined]
+        if posterior is not None:
+            logger.error("%s. The error's `posterior` holds %d draws a chain.", message, num_draws)
+        raise error
+    if chains.ending.failed:
+        drawn = f"This error's `posterior` holds the draws made before: {num_draws} a chain." if num_draws else ""
+        raise NonFiniteError(f"{message} {drawn}".strip(), posterior)
+    if posterior is None:
+        raise StoppedError(f"{message}, before the first draw. Let it run longer, or lower warmup_steps.")
+    logger.warning("%s; it has %d of %d draws a chain.", message, num_draws, plan.num_samples)
+    return posterior
+
+
+def _posterior(
+    compiled: CompiledModel, kernel: Kernel, plan: Plan, chains: Chains, origin: Mapping[str, Any]
+) -> Posterior:
+    began = time.perf_counter()
+    settings = {
+        "method": type(kernel).__name__,
+        "kernel": repr(kernel),
+        **origin,
+        "num_chains": plan.num_chains,
+        "num_samples": plan.num_samples,
+        "warmup_steps": plan.pilot_steps + plan.warmup_steps,
+        "thinning": plan.thinning,
+        "sampling_steps": len(plan.sampling_steps),  # those that draws could be kept from
+        "batch_size": compiled.batch_size,
+        "num_data": compiled.num_data,
+        "temperature": None if callable(kernel.temperature) else kernel.temperature,
+        "dtype": str(compiled.data.dtype).removeprefix("torch."),
+        "steps_run": chains.how,
+        "clamped": chains.clamped.tolist(),
+        "ended_early": chains.ending.reason if chains.ending else None,
+    }
+    checks = _checks(compiled, kernel, plan, chains, settings)
+    stats = {"lp": chains.log_posterior}
+    if chains.kinetic:  # of each site, relative to temperature 1
+        stats["kinetic_temperature"] = torch.stack(list(chains.kinetic.values()), -1) * compiled.num_data
+    return Posterior(
+        chains.draws,
+        sample_stats=stats,
+        num_steps=plan.pilot_steps + chains.num_steps,
+        step_size=chains.step_size,
+        timing={**chains.seconds, "health": time.perf_counter() - began},
+        settings=settings,
+        compiled=compiled,
+        kernel=kernel,
+        checks=checks,
+        warmup=chains.warmup,
+        moments=chains.moments,
+    )
+
+
+def _checks(
+    compiled: CompiledModel, kernel: Any, plan: Plan, chains: Chains, settings: Mapping[str, Any]
+) -> list[Check]:
+    """What the draws alone do not show."""
+    size = sum(shape.numel() for shape in compiled.latent.values())
+    steps = size * plan.num_chains * max(1, chains.num_steps)
+    found = [*of_ending(settings["ended_early"])]
+    if hasattr(kernel, "gradient_variance"):
+        found.append(of_noise(int(chains.clamped.sum()), steps))
+    constant = not callable(kernel.step_size) and not callable(kernel.temperature) and kernel.temperature > 0
+    if not constant or (not settings["tuning"] and why_not_examined(compiled, chains.draws)):
+        return found
+    if tuning := settings["tuning"]:
+        found.append(_predicted(kernel, tuning["largest_curvature"], settings["bias_tolerance"]))
+    limit = 2 * settings["bias_tolerance"]
+    heat = "Minibatch noise heats the chains: raise batch_size, lower step_size, or leave it None to have it tuned."
+    cold = "gradient_variance takes out more noise than minibatches bring."
+    momenta = of_sds("sd error, by momenta", _sds(compiled, kernel, chains, tuning), limit, heat, cold)
+    return [*found, *([momenta] if momenta is not None else [])]
+
+
+def _predicted(kernel: Any, curvature: float, tolerance: float) -> Check:
+    """What a step of the size that tuning chose does where the curvature is largest."""
+    if hasattr(kernel, "gradient_variance"):  # by site, where the law is that of one number
+        kernel = replace(kernel, gradient_variance=0.0)
+    error = abs(law_of(kernel, kernel.step_size, curvature).sd - 1)
+    remedy = "no step size was small enough. Rescale or reparametrise the model, or raise bias_tolerance."
+    return Check(
+        "sd error, predicted of step size",
+        error,
+        tolerance,
+        error <= tolerance,
+        "",
+        "" if error <= tolerance else remedy,
+    )
+
+
+def _sds(compiled: CompiledModel, kernel: Any, chains: Chains, tuning: Mapping[str, Any]) -> dict[str, Measured]:
+    """Site -> by how much its sds are wrong, as momenta tell."""
+    epoch = compiled.num_data / (compiled.batch_size or compiled.num_data)
+    curvatures = {} if tuning else _curvatures(compiled, kernel, chains.draws)
+    taken = getattr(kernel, "gradient_variance", 0.0)
+    found = {}
+    for name, kinetic in chains.kinetic.items():
+        subtracted = float(taken[name].mean()) if isinstance(taken, dict) else float(taken)
+        curvature = curvatures.get(name, 1.0)
+        seen = sd_from_momenta(kernel, compiled.num_data, epoch, kinetic.double(), curvature, subtracted)
+        if seen is not None:
+            found[name] = seen
+    return found
+
+
+def _curvatures(compiled: CompiledModel, kernel: Any, draws: Mapping[str, Tensor]) -> dict[str, float]:
+    """Site -> curvature per datum of a normal posterior with the variances of its draws."""
+    latent = {name: draws[name] for name in compiled.latent}
+    num_chains, num_samples = next(iter(latent.values())).shape[:2]
+    size = max(1, tree.size(latent) // (num_chains * num_samples))
+    some = thinned(latent, min(num_samples, SPREAD_DRAWS, max(1, SPREAD_NUMBERS // (size * num_chains))))
+    flat = {name: value.flatten(0, 1) for name, value in some.items()}
+    positions = over_draws(compiled.unconstrain, flat, num_rows=compiled.rows_run(list(latent)))
+    variances = {name: leaf.var(0).double() for name, leaf in positions.items()}
+    return {name: float((kernel.temperature / compiled.num_data / each).mean()) for name, each in variances.items()}
