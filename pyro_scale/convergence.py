@@ -37,7 +37,7 @@ def rhat(draws: Tensor) -> Tensor:
     Example:
         >>> apart = torch.arange(20.0).reshape(2, 10)
         >>> round(float(rhat(apart)), 2)
-        2.41
+        3.1
     """
     halves = _halves(draws)
     folded = (halves - _quantile(halves.flatten(0, 1).sort(0).values, 0.5)).abs()

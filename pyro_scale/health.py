@@ -169,7 +169,7 @@ def _within(name: str, values: Tensor, limit: float, names: Sequence[str], remed
 
 
 def of_sds(name: str, errors: Mapping[str, Measured], limit: float, wide: str, narrow: str) -> Check | None:
-    """Of the site whose standard deviations are wrong by most, as measured.
+    """Of the site whose standard deviations are wrong by most, as measured; None where that could not be.
 
     Args:
         name: of the check.
@@ -178,10 +178,12 @@ def of_sds(name: str, errors: Mapping[str, Measured], limit: float, wide: str, n
         wide: what to change where draws are too wide.
         narrow: the same where they are not wide enough.
     """
-    if not errors:
+    excess = {
+        site: abs(each.value) - ERRORS * each.error for site, each in errors.items() if math.isfinite(each.error)
+    }
+    if not excess:
         return None
-    excess = {site: abs(each.value) - ERRORS * each.error for site, each in errors.items()}
-    site = max(excess, key=lambda each: excess[each] if not math.isnan(excess[each]) else math.inf)
+    site = max(excess, key=lambda each: excess[each])
     value, passed = errors[site].value, excess[site] <= limit
     how = f"its draws are {1 + value:.2f} times as wide as the posterior. {wide if value > 0 else narrow}"
     return Check(name, abs(value), limit, passed, site, "" if passed else how)

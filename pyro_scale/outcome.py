@@ -128,7 +128,9 @@ def _checks(
         found.append(_predicted(kernel, tuning["largest_curvature"], settings["bias_tolerance"]))
     limit = 2 * settings["bias_tolerance"]
     heat = "Minibatch noise heats the chains: raise batch_size, lower step_size, or leave it None to have it tuned."
-    cold = "gradient_variance takes out more noise than minibatches bring."
+    cold = "Momenta have not settled: raise warmup_steps."
+    if getattr(kernel, "gradient_variance", 0.0):
+        cold = "gradient_variance takes out more noise than minibatches bring: lower it."
     momenta = of_sds("sd error, by momenta", _sds(compiled, kernel, chains, tuning), limit, heat, cold)
     return [*found, *([momenta] if momenta is not None else [])]
 

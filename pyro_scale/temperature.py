@@ -30,6 +30,7 @@ from pyro_scale.draws import over_draws
 from pyro_scale.law import law_of, noise_gain
 from pyro_scale.types import Batch, Position
 
+LEAST_SERIES = 20
 LEAST_GAIN = 0.01
 """Momenta that see so small a share of what minibatches add to the gradient cannot measure it."""
 
@@ -42,8 +43,9 @@ class Measured(NamedTuple):
 
     @classmethod
     def mean(cls, draws: Tensor) -> Measured:
-        """Of a series `(num_chains, num_samples)`."""
-        return cls(float(draws.mean()), float(draws.std()) / math.sqrt(effective_size(draws)))
+        """Of a series `(num_chains, num_samples)`; the error is infinite where there are too few to tell it."""
+        number = effective_size(draws) if len(draws.flatten()) >= LEAST_SERIES else 0.0
+        return cls(float(draws.mean()), float(draws.std()) / math.sqrt(number) if number > 0 else math.inf)
 
 
 def gradients_at(compiled: CompiledModel, positions: Position, batch: Batch) -> Position:

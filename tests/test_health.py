@@ -1,0 +1,177 @@
+"""Verdicts: runs that are right pass, each kind of wrong one fails the checks that are meant for it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from small_models import numbers
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_scale as ps
+from pyro_scale.health import Check, Health, of_draws, of_sds, scalars
+from pyro_scale.kernels import PSGLD, SGHMC, SGLD
+from pyro_scale.posterior import Posterior
+from pyro_scale.temperature import Measured
+
+NUM_ROWS = 200
+X = numbers(NUM_ROWS, 3, seed=1)
+Y = X @ torch.tensor([1.0, -1.0, 0.5]).double() + numbers(NUM_ROWS, seed=2)
+DATA = {"x": X, "y": Y}
+GOOD = SGHMC(step_size=0.2)
+
+
+def linear(x: Tensor, y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("obs", dist.Normal(x @ w, 1.0), obs=y)
+
+
+def two_modes(y: Tensor) -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("obs", dist.Normal(x**2, 1.0), obs=y)
+
+
+def run(method: Any = GOOD, **options: Any) -> Posterior:
+    chosen = {"num_samples": 400, "warmup_steps": 300, "thinning": 12, "seed": 0, "jit_compile": False}
+    return ps.infer(linear, DATA, method, **{**chosen, "progress": False, **options})
+
+
+def failed(posterior: Posterior) -> set[str]:
+    print(posterior.health)
+    return {check.name for check in posterior.health.failed}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_right_run_passes(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    posterior = run(seed=seed)
+    assert failed(posterior) == set()
+    assert posterior.health
+    assert not caplog.records
+    assert str(posterior.health).startswith("Health: 8 checks passed")
+
+
+def test_a_tuned_run_passes_and_tells_the_bias_of_its_steps() -> None:
+    posterior = run("sghmc", batch_size=20, warmup_steps=None, thinning=None, num_samples=300)
+    assert failed(posterior) == set()
+    assert 0.001 < posterior.health["sd error, predicted of step size"].value < 0.05
+    assert posterior.health["sd error, predicted of step size"].limit == 0.05
+
+
+def test_minibatches_of_one_row_are_too_hot(caplog: pytest.LogCaptureFixture) -> None:
+    posterior = run(batch_size=1)
+    sd = posterior.draws["w"].flatten(0, 1).std(0) * NUM_ROWS**0.5
+    assert float(sd.min()) > 1.3
+    wrong = failed(posterior)
+    assert {"sd error, by momenta", "sd error, by gradients", "sd error, predicted of minibatches"} <= wrong
+    assert "sd error, by momenta of w is" in caplog.text  # without any gradient
+    assert "Minibatch noise heats the chains: raise batch_size" in caplog.text
+    seen = 1 + posterior.health["sd error, by gradients"].value
+    assert seen == pytest.approx(float(sd.mean()), rel=0.15)
+
+
+def test_steps_ten_times_too_long_are_seen() -> None:
+    """With all rows, where nothing else is wrong: SGLD at step 1 has sds 1.41 times too wide."""
+    wrong = failed(run(SGLD(step_size=1.0)))
+    assert wrong == {"sd error, by gradients", "sd error, predicted of step size"}
+    assert failed(run(SGLD(step_size=0.1))) == set()
+
+
+def test_chains_in_two_modes_are_seen(caplog: pytest.LogCaptureFixture) -> None:
+    data = {"y": torch.full((20,), 4.0).double()}
+    options: dict[str, Any] = {"num_samples": 300, "progress": False, "jit_compile": False}
+    posterior = ps.infer(two_modes, data, num_chains=4, seed=1, **options)
+    assert posterior.settings["tuning"]["modes"] == 2
+    assert "R-hat" in failed(posterior)
+    assert "Warm-up found 2 modes, and chains have found different modes." in caplog.text
+
+
+def test_too_few_draws_are_seen() -> None:
+    assert {"R-hat", "ESS, mean"} <= failed(run(num_samples=20, warmup_steps=0, thinning=1))
+
+
+def test_what_cannot_be_checked_is_said() -> None:
+    one = run(num_samples=1, num_chains=2)
+    assert {check.name for check in one.verdict.checks} == {"clamped noise"}
+    annealed = run(SGHMC(step_size=0.1, temperature=ps.schedules.polynomial(1.0)))
+    assert "Temperatures are not checked: the kernel's is a schedule, or 0." in str(annealed.health)
+    loader = DataLoader(TensorDataset(X, Y), batch_size=50, shuffle=True)
+    streamed = ps.infer(linear, loader, GOOD, num_samples=4, warmup_steps=2, thinning=1, seed=0, progress=False)
+    assert "Temperatures are not checked: the rows come from a DataLoader." in str(streamed.health)
+    unpredicted = run(PSGLD(step_size=0.1), num_samples=100)
+    assert "sd error, predicted of step size" not in {check.name for check in unpredicted.health.checks}
+
+
+def test_verdicts_of_files(tmp_path: Path) -> None:
+    posterior = run(batch_size=1, num_samples=100)
+    posterior.save(tmp_path / "run.nc")
+    alone = ps.load(tmp_path / "run.nc")
+    assert alone.verdict.checks == posterior.verdict.checks
+    assert "Temperatures are not checked: the posterior was loaded without its model." in str(alone.health)
+    together = ps.load(tmp_path / "run.nc", linear, DATA)
+    name = "sd error, by gradients"
+    assert together.health[name].value == pytest.approx(posterior.health[name].value, rel=1e-6)
+
+
+def test_nuts_is_judged_too() -> None:
+    reference = ps.diagnostics.nuts(linear, DATA, num_samples=200, num_chains=2, seed=0, progress=False, jit_compile=False)
+    assert failed(reference) == set()
+    assert "divergences" in {check.name for check in reference.health.checks}
+
+
+def test_a_run_that_ended_early_says_so() -> None:
+    posterior = run(callback=lambda progress: progress.num_draws > 50, num_samples=200_000)
+    assert "early end" in failed(posterior)
+
+
+def test_only_some_of_many_values_are_looked_at() -> None:
+    draws = {"a": torch.zeros(2, 4), "w": torch.arange(8000.0).reshape(2, 4, 10, 100)}
+    names, values = scalars(draws)
+    assert values.shape == (2, 4, len(names))
+    assert names[:2] == ["a", "w[0, 0]"] and names[-1] == "w[9, 99]"
+    assert 200 < len(names) <= 257
+    chosen = names.index(names[100])
+    row, column = (int(each) for each in names[chosen][2:-1].split(", "))
+    assert torch.equal(values[..., chosen], draws["w"][:, :, row, column].double())
+
+
+def test_constants_are_not_judged() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = {"c": torch.ones(4, 500), "x": torch.randn(4, 500, generator=generator)}
+    assert all(check.passed and check.where in ("x", "c") for check in of_draws(draws))
+    assert [check.name for check in of_draws({"c": torch.ones(4, 500)})] == ["ESS, mean", "ESS, tails"]
+
+
+def test_noise_excuses_what_it_explains() -> None:
+    noisy = of_sds("x", {"a": Measured(0.3, 0.08), "b": Measured(0.12, 0.01)}, 0.1, "wide", "narrow")
+    clear = of_sds("x", {"a": Measured(0.3, 0.08), "b": Measured(-0.2, 0.01)}, 0.1, "wide", "narrow")
+    assert noisy is not None and noisy.passed
+    assert clear is not None and not clear.passed
+    assert (clear.where, clear.remedy) == ("b", "its draws are 0.80 times as wide as the posterior. narrow")
+
+
+def test_warnings_name_what_failed(caplog: pytest.LogCaptureFixture) -> None:
+    run(num_samples=20, warmup_steps=0, thinning=1)
+    (record,) = (each for each in caplog.records if each.levelno == logging.WARNING)
+    first, *rest = record.getMessage().splitlines()
+    assert first.endswith("checks of the run failed (`posterior.health` makes more).")
+    assert rest[0].startswith("  R-hat of w[") and "Raise num_samples or thinning." in rest[0]
+
+
+def test_the_table_is_aligned() -> None:
+    health = Health(
+        [Check("R-hat", 1.0, 1.01, True, "w[1]"), Check("ESS, mean", 3.0, 400.0, False, "w", "few.")], ["x."]
+    )
+    assert str(health).splitlines() == [
+        "Health: 1 of 2 checks failed",
+        "  R-hat      1  limit 1.01  passed  w[1]",
+        "  ESS, mean  3  limit 400   FAILED  w: few.",
+        "  x.",
+    ]
