@@ -1,6 +1,8 @@
-"""The reference and the checks: NUTS on the same model, and comparison with it."""
+"""The reference and the checks: NUTS on the same model, comparison with it, and nested R-hat."""
+
+from pyro_scale.convergence import rhat_nested
 
 from .comparison import compare
 from .reference import nuts
 
-__all__ = ["compare", "nuts"]
+__all__ = ["compare", "nuts", "rhat_nested"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_scale.convergence import LEAST_DRAWS, ess, rhat
+from pyro_scale.convergence import LEAST_DRAWS, ess, rhat, rhat_nested
 from pyro_scale.progress import interactive
 from pyro_scale.temperature import Measured
 
@@ -24,6 +24,8 @@ ESS_A_CHAIN = 100
 MOST_SCALARS = 256
 """Of more values so many are looked at, evenly spaced, at least one of every site."""
 CLAMPED_LIMIT = 0.01
+FALSE_ALARMS = 1e-3
+"""How often superchains of one draw a chain, all right, may fail."""
 ERRORS = 3
 """A number that is measured fails when it is beyond its limit by so many of its standard errors."""
 LONGER = "Raise num_samples or thinning"
@@ -116,6 +118,20 @@ def _named(check: Check) -> str:
     return f"{check.name} of {check.where}" if check.where else check.name
 
 
+def of_superchains(draws: Mapping[str, Tensor], num_superchains: int) -> list[Check]:
+    """Nested R-hat of chains of which some started together, `(num_chains, num_samples, *site)`."""
+    names, values = scalars(draws)
+    number, groups = values.shape[2], num_superchains
+    # chains that have forgotten their starts have means that differ as much as one draw of each chain explains
+    degrees = groups - 1
+    normal = float(torch.special.ndtri(torch.tensor(1 - FALSE_ALARMS / max(1, number), dtype=torch.float64)))
+    explained = (1 - 2 / (9 * degrees) + normal * math.sqrt(2 / (9 * degrees))) ** 3 * groups / len(values)
+    limit = math.sqrt(RHAT_LIMIT**2 + explained)
+    remedy = "chains remember where they started. Raise warmup_steps."
+    check = _within("nested R-hat", rhat_nested(values, groups), limit, names, remedy)
+    return [] if check is None else [check]
+
+
 def of_draws(draws: Mapping[str, Tensor], num_modes: int = 1) -> list[Check]:
     """R-hat and effective sample sizes, as far as there are enough draws to tell.
 
@@ -178,9 +194,7 @@ def of_sds(name: str, errors: Mapping[str, Measured], limit: float, wide: str, n
         wide: what to change where draws are too wide.
         narrow: the same where they are not wide enough.
     """
-    excess = {
-        site: abs(each.value) - ERRORS * each.error for site, each in errors.items() if math.isfinite(each.error)
-    }
+    excess = {site: abs(each.value) - ERRORS * each.error for site, each in errors.items() if math.isfinite(each.error)}
     if not excess:
         return None
     site = max(excess, key=lambda each: excess[each])

@@ -24,6 +24,7 @@ from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Callback
 from pyro_scale.sample import run_chains
 from pyro_scale.schedules import check_number
+from pyro_scale.superchains import check_superchains, together
 from pyro_scale.tunable import why_not_tuned
 from pyro_scale.types import Kernel
 from pyro_scale.warmup import tune
@@ -43,6 +44,7 @@ def infer(
     num_samples: int = 1000,
     warmup_steps: int | None = None,
     num_chains: int = 4,
+    num_superchains: int | None = None,
     thinning: int | None = None,
     batch_size: int | None = None,
     constants: Mapping[str, Any] | None = None,
@@ -80,6 +82,9 @@ def infer(
             tuning needs; untuned, half as many as follow, or 1000 with num_samples=1, where nothing follows that could
             make up for a start far away.
         num_chains: chains, run side by side; >= 1.
+        num_superchains: from 2 to half of the chains, which it divides: so many groups of chains start together, for
+            `ps.diagnostics.rhat_nested`, which tells of short chains too whether they have forgotten their starts. None
+            starts every chain by itself.
         thinning: steps from one kept draw to the next; >= 1; None takes as many as brought an independent draw in the
             pilot run; untuned 10, or 1 with num_samples=1. With a `ps.schedules.cyclical` step size the draws are
             spread evenly over the sampling phases of as many steps.
@@ -136,6 +141,7 @@ def infer(
     kernel = _kernel(method)
     num_samples = check_count("num_samples", num_samples, 1)
     num_chains = check_count("num_chains", num_chains, 1)
+    num_superchains = check_superchains(num_superchains, num_chains)
     one = num_samples == 1
     thinning = None if thinning is None else check_count("thinning", thinning, 1)
     warmup_steps = None if warmup_steps is None else check_count("warmup_steps", warmup_steps, 0)
@@ -165,6 +171,9 @@ def infer(
         thinning = tuned.thinning if thinning is None and not one else thinning
         warmup_steps = pilot_steps + tuned.settling if warmup_steps is None else warmup_steps
         seconds["tune"] = time.perf_counter() - began - seconds["prepare"]
+    if num_superchains is not None:
+        start = [together(start.pop(), num_superchains)]
+        frame = frame._replace(anchor=together(frame.anchor, num_superchains))
     kernel = _with_step_size(kernel)
     thinning = (1 if one else 10) if thinning is None else thinning
     if warmup_steps is None:
@@ -188,7 +197,13 @@ def infer(
     constraining = time.perf_counter() - ready - sum(chains.seconds.values())  # all that is left after the last step
     seconds |= {**chains.seconds, "constrain": constraining}
     started = list(initial) if isinstance(initial, Mapping) else initial
-    origin = {"seed": seed, "initial": started, "tuning": told, "bias_tolerance": bias_tolerance}
+    origin = {
+        "seed": seed,
+        "initial": started,
+        "num_superchains": num_superchains,
+        "tuning": told,
+        "bias_tolerance": bias_tolerance,
+    }
     return outcome_of(compiled, kernel, plan, chains._replace(seconds=seconds), origin, progress=progress)
 
 

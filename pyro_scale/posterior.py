@@ -19,7 +19,7 @@ from pyro_scale.data import names_of
 from pyro_scale.draws import at_random, thinned
 from pyro_scale.errors import ArgumentError, MissingModelError
 from pyro_scale.groups import Group, arrays, axis_names, data_groups, prior_draws
-from pyro_scale.health import Check, Health, of_draws
+from pyro_scale.health import Check, Health, of_draws, of_superchains
 from pyro_scale.moments import Moments
 from pyro_scale.other_rows import can_score, new_rows
 from pyro_scale.predict import Prediction, log_likelihood, predictive
@@ -105,7 +105,10 @@ class Posterior:
     @property
     def verdict(self) -> Health:
         """What is known without more gradients: R-hat, effective sample sizes, and what the run itself could check."""
-        return Health([*of_draws(self.draws, self.settings.get("tuning", {}).get("modes", 1)), *self.checks])
+        found = of_draws(self.draws, self.settings.get("tuning", {}).get("modes", 1))
+        if groups := self.settings.get("num_superchains"):
+            found += of_superchains(self.draws, groups)
+        return Health([*found, *self.checks])
 
     @cached_property
     def health(self) -> Health:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_scale as ps
-from pyro_scale.health import Check, Health, of_draws, of_sds, scalars
+from pyro_scale.health import Check, Health, of_draws, of_sds, of_superchains, scalars
 from pyro_scale.kernels import PSGLD, SGHMC, SGLD
 from pyro_scale.posterior import Posterior
 from pyro_scale.temperature import Measured
@@ -121,7 +122,9 @@ def test_verdicts_of_files(tmp_path: Path) -> None:
 
 
 def test_nuts_is_judged_too() -> None:
-    reference = ps.diagnostics.nuts(linear, DATA, num_samples=200, num_chains=2, seed=0, progress=False, jit_compile=False)
+    reference = ps.diagnostics.nuts(
+        linear, DATA, num_samples=200, num_chains=2, seed=0, progress=False, jit_compile=False
+    )
     assert failed(reference) == set()
     assert "divergences" in {check.name for check in reference.health.checks}
 
@@ -129,6 +132,47 @@ def test_nuts_is_judged_too() -> None:
 def test_a_run_that_ended_early_says_so() -> None:
     posterior = run(callback=lambda progress: progress.num_draws > 50, num_samples=200_000)
     assert "early end" in failed(posterior)
+
+
+def test_superchains_start_together() -> None:
+    """At the first step of a chain without noise: all of a superchain are where its first one is."""
+    still = run(SGHMC(step_size=0.1, temperature=0.0), num_samples=1, warmup_steps=0, num_chains=6, num_superchains=3)
+    w = still.draws["w"][:, 0].reshape(3, 2, 3)
+    assert torch.equal(w[:, 0], w[:, 1])
+    assert len(w[:, 0, 0].unique()) == 3
+    options: dict[str, Any] = {"batch_size": 20, "num_samples": 1, "num_chains": 6, "num_superchains": 3}
+    tuned = run("sghmc", warmup_steps=200, thinning=1, **options)
+    assert tuned.settings["num_superchains"] == 3
+
+
+def test_superchains_tell_of_short_chains_whether_they_have_forgotten_their_starts() -> None:
+    options: dict[str, Any] = {"num_samples": 1, "num_chains": 64, "num_superchains": 8}
+    assert "nested R-hat" in failed(run(warmup_steps=2, **options))
+    assert failed(run(warmup_steps=300, **options)) == set()
+
+
+def test_false_alarms_of_nested_r_hat_are_as_rare_as_is_said() -> None:
+    draws = numbers(64, 1, 20_000, seed=5).unflatten(2, (200, 100)).movedim(2, 0)
+    alarms = sum(not all(check.passed for check in of_superchains({"x": each}, 8)) for each in draws)
+    print(alarms)
+    assert alarms <= 2
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (1, "num_superchains is 1; it must be a whole number from 2 to 3, half of the 6 chains."),
+        (6, "num_superchains is 6; it must be a whole number from 2 to 3, half of the 6 chains."),
+        ("2", "num_superchains is '2'; it must be a whole number from 2 to 3, half of the 6 chains."),
+    ],
+)
+def test_superchains_that_cannot_be(number: Any, message: str) -> None:
+    with pytest.raises(ps.errors.ArgumentError, match=re.escape(message)):
+        run(num_chains=6, num_superchains=number)
+    with pytest.raises(ps.errors.ArgumentError, match="num_superchains is 3; it must divide the number of chains, 8"):
+        run(num_chains=8, num_superchains=3)
+    with pytest.raises(ps.errors.ArgumentError, match="two superchains of two take 4"):
+        run(num_chains=3, num_superchains=2)
 
 
 def test_only_some_of_many_values_are_looked_at() -> None:
