@@ -195,16 +195,17 @@ class _Seen:
         least, most = (float(curvatures[curvatures > 0][end].log10()) for end in (0, -1))
         knots = torch.logspace(least, most, KNOTS).to(curvatures)
         table = self._moments_of(kernel, knots)
+        stable = table[:, 0].isfinite()
+        # all have the pole of the first, at the edge of stability, where its inverse is straight
+        straight = torch.cat([1 / table[:, :1], table[:, 1:] / table[:, :1]], 1)
         right = torch.searchsorted(knots, curvatures).clamp(1, KNOTS - 1)
-        below, above = knots[right - 1], knots[right]
-        found = torch.lerp(
-            table[right - 1], table[right], ((curvatures / below).log() / (above / below).log())[:, None]
-        )
-        at_edge = table[right, 0].isinf() & table[right - 1, 0].isfinite()
-        for place in at_edge.nonzero().flatten().tolist():
+        left = right - 1
+        share = (curvatures - knots[left]) / (knots[right] - knots[left])
+        found = torch.lerp(straight[left], straight[right], share[:, None])
+        found = torch.cat([1 / found[:, :1], found[:, 1:] / found[:, :1]], 1)
+        for place in (stable[left] & ~stable[right]).nonzero().flatten().tolist():
             found[place] = self._moments_at(kernel, float(curvatures[place]))
-        unstable = table[right - 1, 0].isinf() | (curvatures <= 0)
-        return torch.where(unstable[:, None], torch.inf, found)
+        return torch.where((stable[left] & (curvatures > 0))[:, None], found, torch.inf)
 
     def _moments_at(self, kernel: Any, curvature: float) -> Tensor:
         """The four numbers of one direction; infinite where steps are not stable."""
