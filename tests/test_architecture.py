@@ -26,8 +26,8 @@ ORDER = [
     "arrays", "datasets", "data", "records", "params", "contraction", "enumeration", "bijections", "subsample",
     "handlers", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites", "outputs", "starts", "terms",
     "compile", "graph", "recorder", "tracing", "capture", "cached", "inductor", "native", "inlined", "choice",
-    "keyed", "batches", "hessian", "mode", "climbs", "law", "bias", "spread", "whitening", "gradient", "local", "inputs",
-    "arriving", "progress", "moments", "collected", "loop", "steps", "draws", "given", "initial", "sample",
+    "keyed", "batches", "hessian", "mode", "climbs", "law", "bias", "spread", "whitening", "gradient", "local",
+    "inputs", "arriving", "progress", "moments", "collected", "loop", "steps", "draws", "given", "initial", "sample",
     "gradient_noise", "tunable", "warmup", "other_rows", "predict", "inference_data", "storage", "groups", "health",
     "posterior", "files", "bayesian", "inference", "__init__", "__main__",
 ]  # fmt: skip
