@@ -12,12 +12,14 @@ $$\tfrac12 (\mathrm E m_1^2 + \mathrm E m'^2) = T, \qquad \mathrm E m_1^2 = (\ma
 
 in the mean over all directions, or in each where the thermostat is diagonal. There the law is that of friction
 $\zeta$ at the temperature $\gamma T / \zeta$, and the gradient's noise. For small steps $\zeta = \gamma + h V / (2 T)$.
+In permutations of the rows positions see less of the noise than momenta do, so that the thermostat makes them narrow.
 
-Means are those of the posterior: the gradients are unbiased, and a step is affine.
+Means are those of the posterior: the gradients are unbiased, and a step is affine. Noise that varies with the position
+counts by its average over the draws.
 
-What is not predicted: how a thermostat fluctuates around $\zeta$, which matters at step sizes about 1, and more the
-fewer coordinates share it; a preconditioner, in whose place is the identity, near which it is in whitened coordinates;
-a diagonal thermostat whose coordinates are not the directions.
+What is not predicted: how a thermostat fluctuates around $\zeta$, which changes errors of three coordinates that share
+one of rate 1 by up to a fifth, and makes a law of its own at step sizes about 1; a preconditioner, in whose place is
+the identity, near which it is in whitened coordinates; a diagonal thermostat whose coordinates are not the directions.
 """
 
 from __future__ import annotations

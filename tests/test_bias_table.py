@@ -28,7 +28,7 @@ def bias(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def cell(predicted: float, actual: float, error: float = 0.01) -> Any:
-    return sys.modules["bias_table"].Cell(predicted, actual, error, 0.02, 0.01)
+    return sys.modules["bias_table"].Cell(predicted, actual, error, 0.02, 0.01, 5)
 
 
 def test_two_runs(bias: Any) -> None:
@@ -81,7 +81,7 @@ def test_the_document_counts_what_can_be_judged(bias: Any) -> None:
     text = bias.document({"sgld": table}, 2.0, "What it is.")
     said = " ".join(text.split())
     assert "Of 4 runs 1 diverge, and 2 have an sd that is more than 3 standard errors off. For 2 of these 3" in said
-    assert "The other 1 runs cannot judge it." in said
+    assert "The other 1 runs cannot judge it. Means are predicted to be right: of 15 the farthest is 0.020" in said
     lines = text.splitlines()
     assert "| rows of a minibatch | step size 0.1 | step size 0.2 |" in lines
     assert "| all | 1.0 / 1.0 ± 1.0 | ∞ / diverges |" in lines

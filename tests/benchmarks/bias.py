@@ -163,7 +163,7 @@ def measured(
     draws = drawn(problem, kernel, batch_size, anchored, num_chains, seed)
     worst = int(errors.abs().argmax())
     if draws is None:
-        return Cell(float(errors[worst]), math.nan, math.nan, math.nan, math.nan)
+        return Cell(float(errors[worst]), math.nan, math.nan, math.nan, math.nan, 0)
     squares, means = draws[..., worst].square().mean(1), draws.mean(1)
     sd = float(squares.mean().sqrt())
     found, error = means.mean(0), means.std(0) / math.sqrt(num_chains)
@@ -174,6 +174,7 @@ def measured(
         standard_error=float(squares.std()) / math.sqrt(num_chains) / (2 * sd),
         mean_error=float(found[farthest]),
         mean_standard_error=float(error[farthest]),
+        num_means=len(found),
     )
 
 
@@ -206,7 +207,8 @@ def about(num_chains: int) -> str:
         "configured, without tuning, with friction 1 (and a thermostat of rate 1), on minibatches without replacement; "
         f"control variates have their anchor at the posterior's mean. {num_chains} chains start in the posterior, and "
         f"give {DRAWS} draws each. Predictions are those of `pyro_scale.bias.predicted_bias`; the variance of "
-        "minibatches is computed from the rows, at the spread that draws have with it."
+        "minibatches is computed from the rows, at the spread that draws have with it. `psgld` is left out: its "
+        "preconditioner is another in every chain, as its warm-up went."
     )
 
 

@@ -26,6 +26,7 @@ class Cell(NamedTuple):
         predicted: error of the sd relative to itself; infinite where there is no stationary law.
         actual, standard_error: the same, found; NaN where chains met values that are not finite.
         mean_error, mean_standard_error: of the mean farthest off by its standard error, in posterior sds.
+        num_means: that were measured, one for each direction.
     """
 
     predicted: float
@@ -33,6 +34,7 @@ class Cell(NamedTuple):
     standard_error: float
     mean_error: float
     mean_standard_error: float
+    num_means: int
 
     @property
     def diverges(self) -> bool:
@@ -60,7 +62,7 @@ def percent(value: float) -> str:
     """Two digits, or all before the point."""
     if math.isinf(value):
         return "∞"
-    return f"{100 * value:.1f}" if abs(value) < 0.0995 else f"{100 * value:.0f}"
+    return f"{100 * value:.1f}".replace("-0.0", "0.0") if abs(value) < 0.0995 else f"{100 * value:.0f}"
 
 
 Table: TypeAlias = dict[tuple[str, float], Cell]
@@ -82,12 +84,13 @@ def verdict(cells: Sequence[Cell]) -> str:
     kept = [cell for cell in cells if not cell.diverges]
     farthest = max(kept, key=lambda cell: abs(cell.mean_error / cell.mean_standard_error))
     off = abs(farthest.mean_error), abs(farthest.mean_error / farthest.mean_standard_error)
+    means = sum(cell.num_means for cell in kept)
     return (
         f"Of {len(cells)} runs {len(cells) - len(kept)} diverge, and {len(told) - len(cells) + len(kept)} have an sd "
         f"that is more than {TOLD} standard errors off. For {sum(cell.right for cell in told)} of these {len(told)} "
         "the prediction is right: divergence, or an error within a factor of 2 of the one found. The other "
-        f"{len(cells) - len(told)} runs cannot judge it. Means are predicted to be right: of all that were measured "
-        f"the farthest is {off[0]:.3f} posterior sds off, {off[1]:.1f} standard errors."
+        f"{len(cells) - len(told)} runs cannot judge it. Means are predicted to be right: of {means} the "
+        f"farthest is {off[0]:.3f} posterior sds off, {off[1]:.1f} standard errors."
     )
 
 
@@ -102,7 +105,8 @@ def document(found: Mapping[str, Table], minutes: float, what: str) -> str:
     meaning = (
         "in per cent of the posterior's sd, in the direction, among the eigenvectors of the curvature, in which most "
         "is predicted: 1.0 is an sd 1 per cent too wide, 100 one that is twice as wide as it should be, -30 one that "
-        'is 0.7 of it. ∞ is predicted where draws have no stationary variance; "diverges" was found. Errors within '
+        'is 0.7 of it. ∞ is predicted where draws have no stationary variance; "diverges" was found: values overflow, or '
+        f"the sd has a standard error above {100 * UNKNOWN:.0f} per cent of itself. Errors within "
         f"{TOLD} standard errors of 0 may be chance."
     )
     made = (
