@@ -105,8 +105,8 @@ def document(found: Mapping[str, Table], minutes: float, what: str) -> str:
     meaning = (
         "in per cent of the posterior's sd, in the direction, among the eigenvectors of the curvature, in which most "
         "is predicted: 1.0 is an sd 1 per cent too wide, 100 one that is twice as wide as it should be, -30 one that "
-        'is 0.7 of it. ∞ is predicted where draws have no stationary variance; "diverges" was found: values overflow, or '
-        f"the sd has a standard error above {100 * UNKNOWN:.0f} per cent of itself. Errors within "
+        'is 0.7 of it. ∞ is predicted where draws have no stationary variance; "diverges" was found: values overflow, '
+        f"or the sd has a standard error above {100 * UNKNOWN:.0f} per cent of itself. Errors within "
         f"{TOLD} standard errors of 0 may be chance."
     )
     made = (
