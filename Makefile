@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types wheel-test bench clean
+.PHONY: demo test lint types wheel-test bench bias clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/quickstart.py
@@ -22,6 +22,9 @@ wheel-test: .venv/.installed-dev
 
 bench: .venv/.installed .venv-peers/.installed
 	$(BIN)/python tests/benchmarks/run.py
+
+bias: .venv/.installed
+	$(BIN)/python tests/benchmarks/bias.py
 
 clean:
 	rm -rf .venv .venv-peers out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -18,7 +18,7 @@ from pyro_scale.types import Kernel, Position, Settings
 
 MOVING = ("position", "momentum")
 """Fields of a state that move; all others stand still."""
-MOST_LAGS = 10_000
+MOST_LAGS = 200_000
 LARGEST, SMALLEST = 0.5, 1e-4
 """Step sizes that are looked at, in coordinates of curvature 1."""
 MOST_NOISE = 0.2

@@ -27,7 +27,7 @@ def test_sgld_is_an_autoregression(step_size: float, curvature: float) -> None:
     expected = step_size * kept ** torch.arange(len(law.response), dtype=torch.float64)
     assert torch.allclose(law.response, expected, rtol=1e-9, atol=1e-300)
     assert float(law.response[-1]) < 1e-5 * step_size
-    assert math.isnan(law.momentum_sd)
+    assert math.isnan(law.momentum_sd) and len(law.momentum_response) == 0
 
 
 def test_the_figures_of_sghmc_and_baoab() -> None:
@@ -63,9 +63,31 @@ def test_it_is_the_law_of_many_chains(case: KernelCase) -> None:
         assert float(state.momentum["x"].std()) == pytest.approx(law.momentum_sd * temperature**0.5, rel=0.015)
 
 
+@pytest.mark.parametrize("case", [case for case in AFFINE if case.momentum], ids=name_of)
+def test_responses_are_those_of_a_chain_that_is_pushed_once(case: KernelCase) -> None:
+    step_size, curvature = 0.3, 1.5
+    law = law_of(case.kernel, step_size, curvature)
+
+    def target(position: Position, batch: Tensor) -> Tensor:
+        return batch * position["x"] - curvature * position["x"] ** 2 / 2
+
+    bound = case.kernel.bind(target, 1)
+    zero = {"x": torch.zeros((), dtype=torch.float64)}
+    state, settings, found = bound.init(zero, zero), Settings(step_size, case.kernel.temperature), []
+    for number in range(40):
+        state, _ = bound.update(state, torch.tensor(float(number == 0), dtype=torch.float64), zero, settings)
+        found.append(torch.stack([state.position["x"], state.momentum["x"]]))
+    wanted = torch.stack(found, 1)
+    torch.testing.assert_close(
+        torch.stack([law.response, law.momentum_response])[:, :40], wanted, rtol=1e-9, atol=1e-15
+    )
+    assert len(law.response) == len(law.momentum_response)
+
+
 def test_a_step_that_is_not_stable_has_no_law() -> None:
     law = law_of(SGLD(), 2.5)
     assert law.sd == law.autocorrelation_time == math.inf
+    assert len(law.response) == len(law.momentum_response) == 0
 
 
 @pytest.mark.parametrize("per_epoch", [2, 3, 7, 50])
