@@ -44,6 +44,7 @@ reference = ps.diagnostics.nuts(model, train, num_samples=args.num_samples, seed
 # 3. Did it converge, and is it right?
 for name, result in {"SGHMC, minibatches of 64": posterior, "NUTS, all rows": reference}.items():
     print(f"\n{name}, {sum(result.timing.values()):.0f} s")
+    print(result.health)
     print(az.summary(result.idata, round_to=3).to_string())
 table = ps.diagnostics.compare(posterior, reference=reference).loc["SGHMC"]
 print("\nSGHMC against NUTS, errors in posterior standard deviations")

@@ -64,7 +64,7 @@ class Health:
         (False, 1.3)
         >>> print(health)
         Health: 1 of 1 checks failed
-          R-hat  1.3  limit 1.01  FAILED  w: chains disagree.
+          R-hat  1.300  limit 1.010  FAILED  w: chains disagree.
     """
 
     def __init__(self, checks: Sequence[Check], left_out: Sequence[str] = ()) -> None:
@@ -86,14 +86,21 @@ class Health:
         number = len(self.checks)
         verdict = f"{len(self.failed)} of {number} checks failed" if self.failed else f"{number} checks passed"
         cells = [
-            (one.name, f"{one.value:.4g}", f"limit {one.limit:.4g}", "passed" if one.passed else "FAILED", _said(one))
-            for one in self.checks
+            (one.name, _number(one.value), f"limit {_number(one.limit)}", _word(one), _said(one)) for one in self.checks
         ]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         rows = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
         return "\n  ".join([f"Health: {verdict}", *rows, *self.left_out])
 
     __repr__ = __str__
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _word(check: Check) -> str:
+    return "passed" if check.passed else "FAILED"
 
 
 def _said(check: Check) -> str:
@@ -103,7 +110,9 @@ def _said(check: Check) -> str:
 def tell(health: Health, progress: bool) -> None:
     """Warns of failed checks; says that all have passed where a progress bar was shown."""
     if health.failed:
-        failed = (f"{_named(one)} is {one.value:.4g}, limit {one.limit:.4g}: {one.remedy}" for one in health.failed)
+        failed = (
+            f"{_named(one)} is {_number(one.value)}, limit {_number(one.limit)}: {one.remedy}" for one in health.failed
+        )
         logger.warning(
             "%d of %d checks of the run failed (`posterior.health` makes more).\n  %s",
             len(health.failed),

@@ -364,7 +364,7 @@ def test_divergences_are_told(caplog: pytest.LogCaptureFixture) -> None:
         run = nuts(centred, data, num_samples=100, warmup_steps=20, num_chains=1, seed=1)
     count = int(run.sample_stats["diverging"].sum())
     assert count > 0
-    assert f"divergences is {count}, limit 0: " in caplog.text
+    assert f"divergences is {count:.3f}, limit 0.000: " in caplog.text
 
 
 def test_ctrl_c_returns_the_chains_that_are_complete(
