@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ FALSE_ALARMS = 1e-3
 """How often superchains of one draw a chain, all right, may fail."""
 ERRORS = 3
 """A number that is measured fails when it is beyond its limit by so many of its standard errors."""
+WIDTH = 110
 LONGER = "Raise num_samples or thinning"
 
 
@@ -64,7 +66,8 @@ class Health:
         (False, 1.3)
         >>> print(health)
         Health: 1 of 1 checks failed
-          R-hat  1.300  limit 1.010  FAILED  w: chains disagree.
+          R-hat  1.300  limit 1.010  FAILED  w
+          R-hat of w: chains disagree.
     """
 
     def __init__(self, checks: Sequence[Check], left_out: Sequence[str] = ()) -> None:
@@ -86,11 +89,13 @@ class Health:
         number = len(self.checks)
         verdict = f"{len(self.failed)} of {number} checks failed" if self.failed else f"{number} checks passed"
         cells = [
-            (one.name, _number(one.value), f"limit {_number(one.limit)}", _word(one), _said(one)) for one in self.checks
+            (one.name, _number(one.value), f"limit {_number(one.limit)}", _word(one), one.where) for one in self.checks
         ]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        rows = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
-        return "\n  ".join([f"Health: {verdict}", *rows, *self.left_out])
+        rows = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        said = [f"{_named(one)}: {one.remedy}" for one in self.failed] + list(self.left_out)
+        told = [textwrap.fill(each, WIDTH, subsequent_indent="    ") for each in said]
+        return "\n  ".join([f"Health: {verdict}", *rows, *told])
 
     __repr__ = __str__
 
@@ -101,10 +106,6 @@ def _number(value: float) -> str:
 
 def _word(check: Check) -> str:
     return "passed" if check.passed else "FAILED"
-
-
-def _said(check: Check) -> str:
-    return f"{check.where}: {check.remedy}" if check.where and check.remedy else check.where or check.remedy
 
 
 def tell(health: Health, progress: bool) -> None:

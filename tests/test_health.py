@@ -216,6 +216,7 @@ def test_the_table_is_aligned() -> None:
     assert str(health).splitlines() == [
         "Health: 1 of 2 checks failed",
         "  R-hat      1.000  limit 1.010  passed  w[1]",
-        "  ESS, mean  3.000  limit 400    FAILED  w: few.",
+        "  ESS, mean  3.000  limit 400    FAILED  w",
+        "  ESS, mean of w: few.",
         "  x.",
     ]
