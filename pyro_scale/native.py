@@ -37,6 +37,8 @@ OPTIONS = {
     "cpp.fallback_scatter_reduce_sum": False,
     # the processor's flags say which vector instructions it has; trial programs would take seconds in every process
     "cpp.vec_isa_ok": True,
+    # an LSTM's kernel returns a workspace of another size than torch says; what loops give is compared by ourselves
+    "size_asserts": False,
 }
 DATA_POINTER = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
 

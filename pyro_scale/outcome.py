@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_scale import tree
 from pyro_scale.assessment import why_not_examined
+from pyro_scale.capture import first_line
 from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.draws import over_draws, thinned
@@ -55,7 +56,7 @@ def outcome_of(
     posterior = _posterior(compiled, kernel, plan, chains, origin) if num_draws else None
     if chains.ending is None:
         assert posterior is not None
-        tell(posterior.verdict, progress)
+        _judge(posterior, progress)
         return posterior
     message = f"The run ended early: {chains.ending.reason}"
     if (error := chains.ending.error) is not None:
@@ -70,6 +71,14 @@ def outcome_of(
         raise StoppedError(f"{message}, before the first draw. Let it run longer, or lower warmup_steps.")
     logger.warning("%s; it has %d of %d draws a chain.", message, num_draws, plan.num_samples)
     return posterior
+
+
+def _judge(posterior: Posterior, progress: bool) -> None:
+    """Warns of failed checks. The draws are not lost to what a check may meet in a model."""
+    try:
+        tell(posterior.verdict, progress)
+    except Exception as error:
+        logger.warning("The run could not be judged: %s: %s.", type(error).__name__, first_line(error))
 
 
 def _posterior(
@@ -93,7 +102,11 @@ def _posterior(
         "clamped": chains.clamped.tolist(),
         "ended_early": chains.ending.reason if chains.ending else None,
     }
-    checks = _checks(compiled, kernel, plan, chains, settings)
+    try:
+        checks = _checks(compiled, kernel, plan, chains, settings)
+    except Exception as error:  # as in `_judge`
+        logger.warning("The run could not be judged: %s: %s.", type(error).__name__, first_line(error))
+        checks = []
     stats = {"lp": chains.log_posterior}
     if chains.kinetic:  # of each site, relative to temperature 1
         stats["kinetic_temperature"] = torch.stack(list(chains.kinetic.values()), -1) * compiled.num_data

@@ -14,8 +14,9 @@ import torch
 from kernel_cases import CASES, KernelCase, name_of
 from local_models import crossed
 from small_models import COUNTS, DATA, NUM_ROWS, X, Y, correlated, counts, numbers, regression, starts
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor import config
+from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_scale import capture, native
@@ -338,3 +339,28 @@ def test_tensors_that_a_model_holds_tie_no_draw_to_those_before() -> None:
     assert [each.how for each in found] == ["compiled", "captured"]
     assert_same(*found)
     assert not any(each.draws["w"].requires_grad or each.log_posterior.requires_grad for each in found)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_recurrent_layers_are_compiled(layers: int) -> None:
+    """Their kernel in torch returns a workspace of another size than torch's own description of it has."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lstm = nn.LSTM(3, 8, num_layers=layers, batch_first=True)
+    weights = {name: weight.detach() for name, weight in lstm.named_parameters()}
+
+    def model(x: Tensor, y: Tensor) -> None:
+        sites = {
+            name: pyro.sample(name, dist.Normal(weight, 0.1).to_event(weight.ndim)) for name, weight in weights.items()
+        }
+        with pyro.plate("data", len(x)):
+            states, _ = functional_call(lstm, sites, (x,))
+            pyro.sample("obs", dist.Normal(states[:, -1, 0], 0.1), obs=y)
+
+    data = {"x": numbers(40, 5, 3, seed=1).float(), "y": numbers(40, seed=2).float()}
+    compiled = compile_model(model, data, batch_size=8)
+    plan = Plan(10, 20, 3, 1, tuple(weights))
+    found, expected = (sample(compiled, KERNEL, plan, jit_compile=way) for way in (True, False))
+    assert (found.how, expected.how) == ("compiled", "captured")
+    for name in expected.draws:
+        torch.testing.assert_close(found.draws[name], expected.draws[name], rtol=1e-3, atol=1e-4)
