@@ -21,6 +21,8 @@ from pyro_scale.whitening import Whitened
 PILOT_CHAINS = 8
 CURVATURE_ROWS = 4096
 MOST_THINNING = 1000
+SETTLING = 10
+"""Autocorrelation times from the pilot's end to the first draw."""
 
 
 class Ascended(NamedTuple):
@@ -66,6 +68,8 @@ class Dense:
         most_thinning: steps from draw to draw.
         scatter: sd of the first starts around their centers, relative to that of the coordinates.
         choices: whether minibatches get control variates; the better, where there are two.
+        noise_positions, noise_repeats: at which the noise of minibatches is measured, and on how many; None for as
+            many as `noise_variance` takes by itself.
         blocks: all rows.
     """
 
@@ -75,6 +79,8 @@ class Dense:
     chains: ClassVar[int] = PILOT_CHAINS
     scatter: ClassVar[float] = 1.0
     choices: ClassVar[Sequence[bool]] = (True,)
+    noise_positions: ClassVar[int] = 16
+    noise_repeats: ClassVar[int | None] = None
 
     def __init__(self, compiled: CompiledModel, sd: float, generator: torch.Generator) -> None:
         self.compiled = compiled
@@ -131,3 +137,11 @@ class Dense:
         effective = scaled.shape[0] * scaled.shape[1] / time
         spread = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
         return Learned(draws, centers, spread, time)
+
+    def strength(self, variance: Position) -> float:
+        """V where it is largest."""
+        return max(float(leaf.max()) for leaf in variance.values())
+
+    def settling(self, steps: int, thinning: int) -> int:
+        """Steps from the pilot's end to the first draw, of the steps that would be right and the thinning chosen."""
+        return min(steps, SETTLING * thinning)

@@ -26,6 +26,7 @@ def noise_variance(
     anchors: Anchor | tuple[()],
     positions: Position,
     generator: torch.Generator,
+    repeats: int | None = None,
 ) -> Position:
     """Variance over minibatches of the gradient divided by num_data, averaged over positions: V of the kernels.
 
@@ -37,9 +38,10 @@ def noise_variance(
         anchors: one for each position, leaves with a leading axis; `()` for a target that needs none.
         positions: `(n, *site)`.
         generator: of the rows. They are drawn with replacement, whose variance is (N - 1) / (N - n) times as large.
+        repeats: minibatches at each position; None for as many as tell the noise at a dozen positions.
     """
     number = len(next(iter(positions.values())))
-    repeats = max(REPEATS, -(-ROWS // batch_size))
+    repeats = max(REPEATS, -(-ROWS // batch_size)) if repeats is None else repeats
 
     def gradients() -> Position:
         """On another batch at each position."""
@@ -59,11 +61,19 @@ def noise_variance(
         found: Position = over_chains(gradient, or_none, positions, batch.data, batch.indices, anchors)
         return found
 
-    def average(*slopes: Tensor) -> Tensor:
+    # one minibatch after another, by Welford's recurrence: of many weights, few copies are in memory
+    mean = gradients()
+    squares = tree.map(torch.zeros_like, mean)
+    for count in range(2, repeats + 1):
+        change = tree.map(torch.sub, gradients(), mean)
+        mean = tree.map(lambda m, c, count=count: m + c / count, mean, change)
+        squares = tree.map(lambda s, c, count=count: s + (1 - 1 / count) * c**2, squares, change)
+
+    def average(square: Tensor) -> Tensor:
         """Over the positions at which gradients are finite; 0 if there are none."""
-        variances = torch.stack(slopes).var(0)
+        variances = square / (repeats - 1)
         finite = variances[variances.reshape(number, -1).isfinite().all(1)]
         return finite.mean(0) if len(finite) else torch.zeros_like(variances[0])
 
-    variance = tree.map(average, *(gradients() for _ in range(repeats)))
-    return tree.scale(variance, (num_data - batch_size) / max(1, num_data - 1) / num_data**2)
+    share = (num_data - batch_size) / max(1, num_data - 1) / num_data**2
+    return tree.scale(tree.map(average, squares), share)

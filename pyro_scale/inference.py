@@ -158,7 +158,7 @@ def infer(
         logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
     elif kernel.step_size is None:
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
-        tuned = tune(compiled, kernel, start.pop(), derived_seeds(seeds[0], 1)[0], bias_tolerance, most)
+        tuned = tune(compiled, kernel, start.pop(), derived_seeds(seeds[0], 1)[0], bias_tolerance, most, num_samples)
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
         start.append(tuned.start)
         thinning = tuned.thinning if thinning is None and not one else thinning

@@ -28,11 +28,13 @@ from torch.utils import _pytree as pytree
 from pyro_scale import tree
 from pyro_scale.checks import derived_seeds
 from pyro_scale.compile import CompiledModel
-from pyro_scale.dense import Dense, Learned
+from pyro_scale.dense import SETTLING, Dense, Learned
+from pyro_scale.diagonal import Diagonal
 from pyro_scale.errors import StartError
 from pyro_scale.gradient import ControlVariate, Frame, anchor_at
 from pyro_scale.gradient_noise import noise_variance
-from pyro_scale.law import LARGEST, largest_step, law_of, noise_gain
+from pyro_scale.law import LARGEST, Law, largest_step, law_of, noise_gain
+from pyro_scale.mode import DENSE_LIMIT
 from pyro_scale.types import Anchor, Kernel, Position
 from pyro_scale.whitening import Whitened, divided
 
@@ -46,8 +48,6 @@ NOISE_POSITIONS = 16
 MOST_HALVINGS = 8
 SHORTEST = 20
 """A window of fewer steps teaches nothing."""
-SETTLING = 10
-"""Autocorrelation times from the pilot's end to the first draw."""
 
 
 class Tuned(NamedTuple):
@@ -73,7 +73,13 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    compiled: CompiledModel, kernel: Kernel, starts: Position, seed: int, tolerance: float, most_steps: int | None
+    compiled: CompiledModel,
+    kernel: Kernel,
+    starts: Position,
+    seed: int,
+    tolerance: float,
+    most_steps: int | None,
+    num_samples: int,
 ) -> Tuned:
     """Chooses what a run needs.
 
@@ -84,14 +90,32 @@ def tune(
         seed: of the pilot run.
         tolerance: by how much sds may be wrong, relative to themselves.
         most_steps: of the pilot; None for as many as it needs.
+        num_samples: draws of a chain.
     """
-    return Tuner(compiled, kernel, starts, seed, tolerance).tuned(most_steps)
+    return Tuner(compiled, kernel, starts, seed, tolerance, num_samples).tuned(most_steps)
+
+
+class Choice(NamedTuple):
+    """A kernel with its step size, its law there, V relative to temperature / num_data, and whether it has anchors."""
+
+    kernel: Any
+    law: Law
+    noise: float
+    anchored: bool
 
 
 class Tuner:
     """Warm-up under way; vectors `(..., d)` are in the whitened coordinates of the moment."""
 
-    def __init__(self, compiled: CompiledModel, kernel: Kernel, starts: Position, seed: int, tolerance: float) -> None:
+    def __init__(
+        self,
+        compiled: CompiledModel,
+        kernel: Kernel,
+        starts: Position,
+        seed: int,
+        tolerance: float,
+        num_samples: int,
+    ) -> None:
         self.compiled = compiled
         self.kernel: Any = kernel
         self.tolerance = tolerance
@@ -103,11 +127,14 @@ class Tuner:
         self.noisy = size is not None and size < compiled.num_data
         self.epoch = compiled.num_data / size if size is not None else 1.0
         self.largest_step = min(LARGEST, getattr(kernel, "max_step_size", LARGEST))
-        self.matrices = Dense(compiled, self.sd, self.generator)
+        self.matrices: Dense | Diagonal = Dense(compiled, self.sd, self.generator)
+        if sum(shape.numel() for shape in compiled.latent.values()) > DENSE_LIMIT:
+            self.matrices = Diagonal(compiled, self.sd, self.generator, num_samples)
         modes, best = self.matrices.ascended(starts)
         self.num_modes = len(modes)
         self.whitened = Whitened(compiled, best, compiled.num_data)
         self.centers = torch.stack([self._vector(mode.position) for mode in modes or [best]])
+        self.anchored = self.noisy and self.matrices.choices[-1]
         self.anchors: list[Anchor] = []  # at the centers, once they are asked for
         self.slower = 1.0  # than the normal's the chains of the pilot are, by this factor
 
@@ -135,6 +162,7 @@ class Tuner:
             "modes": self.num_modes,
             "autocorrelation_time": steps,
             "gradient_noise": self.noise,
+            "control_variates": self.anchored,
             "largest_curvature": self.hardest,
             "pilot_steps": taken,
         }
@@ -142,7 +170,7 @@ class Tuner:
             kernel=self.chosen,
             frame=self._frame(self.num_chains),
             start=self._position(start),
-            settling=SETTLING * thinning,
+            settling=self.matrices.settling(SETTLING * math.ceil(steps), thinning),
             thinning=thinning,
             pilot_steps=taken,
             told=told,
@@ -172,7 +200,7 @@ class Tuner:
 
     def _frame(self, number: int) -> Frame:
         """The coordinates, with anchors for so many chains."""
-        if not self.noisy:
+        if not self.anchored:
             return Frame(self.whitened)
         if not self.anchors:
             self.anchors = [
@@ -185,30 +213,55 @@ class Tuner:
         """The step size, and V, from curvature and noise at draws `(n, pilot chains, d)`."""
         curvatures = self.matrices.curvatures(self.whitened, self._some(draws).flatten(0, 1))
         self.hardest = max(HARDEST_CURVATURE, float(curvatures.quantile(quantile)))
-        variance: Position = self._variance(draws) if self.noisy else {}
-        self.noise = max([float(leaf.max()) for leaf in variance.values()], default=0.0) / self.sd**2
-        step_size = largest_step(
-            self.kernel, self.tolerance / 2, self.hardest, self.noise, self.epoch, self.largest_step
-        )
-        self.law = law_of(self.kernel, step_size)
-        self.chosen: Any = replace(self.kernel, step_size=step_size)
+        choices = self.matrices.choices if self.noisy else (False,)
+        # a control variate is paid for by a second gradient
+        found = [self._suited(draws, anchored) for anchored in choices]
+        best = min(found, key=lambda each: (1 + each.anchored) * each.law.autocorrelation_time)
+        self.chosen, self.law, self.noise, self.anchored = best
+
+    def _suited(self, draws: Tensor, anchored: bool) -> Choice:
+        """The kernel with the step size that suits minibatches with control variates, or without."""
+        variance: Position = self._variance(draws, anchored) if self.noisy else {}
+        noise = self.matrices.strength(variance) / self.sd**2 if variance else 0.0
+        step_size = largest_step(self.kernel, self.tolerance / 2, self.hardest, noise, self.epoch, self.largest_step)
+        law = law_of(self.kernel, step_size)
+        chosen: Any = replace(self.kernel, step_size=step_size)
         if variance and hasattr(self.kernel, "gradient_variance"):
-            share = noise_gain(self.law.response, self.epoch) / noise_gain(self.law.response, math.inf)
-            self.chosen = replace(self.chosen, gradient_variance=tree.scale(variance, share))
+            share = noise_gain(law.response, self.epoch) / noise_gain(law.response, math.inf)
+            chosen = replace(chosen, gradient_variance=tree.scale(variance, share))
+        return Choice(chosen, law, noise, anchored)
 
     def _some(self, draws: Tensor) -> Tensor:
         """Draws of all chains at a few times, as many of each center's chains, `(n, chains, d)`."""
         when = torch.linspace(0, len(draws) - 1, max(1, NOISE_POSITIONS // draws.shape[1]), device="cpu").long()
         return draws[when, : draws.shape[1] // len(self.centers) * len(self.centers)]
 
-    def _variance(self, draws: Tensor) -> Position:
+    def _variance(self, draws: Tensor, anchored: bool) -> Position:
         """V at a few draws."""
-        at = self._some(draws).flatten(0, 1)
+        at = self._some(draws).flatten(0, 1)[: self.matrices.noise_positions]
         size, generator = self.compiled.batch_size, torch.Generator().manual_seed(next(self.seeds))
-        anchors, positions = self._frame(len(at)).anchor, self.whitened.unflat(at)
-        assert anchors and size is not None
-        target, gather = ControlVariate(self.whitened), self.compiled.gathered
-        return noise_variance(target, gather, self.compiled.num_data, size, anchors, positions, generator)
+        assert size is not None
+        target, anchors = self.whitened if not anchored else ControlVariate(self.whitened), self._nameless(len(at))
+        positions, repeats = self.whitened.unflat(at), self.matrices.noise_repeats
+        return noise_variance(
+            target,
+            self.compiled.gathered,
+            self.compiled.num_data,
+            size,
+            anchors if anchored else (),
+            positions,
+            generator,
+            repeats,
+        )
+
+    def _nameless(self, number: int) -> Anchor:
+        """Anchors for so many chains without the gradient of all rows, which is no noise."""
+        centers = self.centers[self._group(number)]
+        return Anchor(
+            self.whitened.unflat(centers),
+            self.whitened.unflat(torch.zeros_like(centers)),
+            torch.zeros_like(centers[:, 0]),
+        )
 
     def _run(self, at: Tensor, num_steps: int, every: int) -> Learned:
         """A window of the pilot, with smaller steps where a chain diverges."""
