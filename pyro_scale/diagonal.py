@@ -20,14 +20,15 @@ from pyro_scale.ascent import Ascent, Climb
 from pyro_scale.capture import first_line
 from pyro_scale.compile import CompiledModel
 from pyro_scale.dense import MOST_THINNING, PILOT_CHAINS, SETTLING, Ascended, Learned
+from pyro_scale.fisher import Fisher
 from pyro_scale.gradient import Frame, anchor_at
-from pyro_scale.gradient_noise import noise_variance
 from pyro_scale.hessian import Spectrum
 from pyro_scale.mode import Mode, with_all_rows
 from pyro_scale.newton_cg import ascend
-from pyro_scale.products import Products, diagonal, largest_eigenvalue
+from pyro_scale.products import Products, largest_eigenvalue
 from pyro_scale.sample import explore
-from pyro_scale.spread import autocorrelation_times
+from pyro_scale.seen import Seen
+from pyro_scale.spread import autocorrelation_times, shrunk_variances
 from pyro_scale.starts import LinAlgError
 from pyro_scale.steps import LARGE
 from pyro_scale.types import Batch, Kernel, Position
@@ -40,16 +41,12 @@ LEAST_ASCENT = 1000
 """Gradients that a climb may take, however short the run."""
 ASCENT_SHARE = 4
 """Gradients of a climb for each draw of a chain."""
-FISHER_BATCHES, FISHER_ROWS = 64, 64
 CURVATURE_ROWS, CURVATURE_NUMBERS = 4096, 2**28
 """Rows on which the largest curvature is looked at: fewer, where these times coordinates would be more."""
-BLOCK_NUMBERS = 2**24
 NEWTON_NUMBERS, NEWTON_ROWS = 2**28, 2**15
 """Rows of Newton's method: so many times coordinates at most, and of many more rows than the latter a sample."""
 SAME_MODE = 1.0
 """Squared distance, in posterior variances a coordinate, within which two climbs have found the same mode."""
-TRACED = 300
-"""Coordinates whose autocorrelation is looked at."""
 LONG = 10.0
 """Autocorrelation times below which a window teaches nothing of means and variances."""
 MOST_STEPS, PILOT_NUMBERS, RUN_NUMBERS = 100_000, 10**9, 10**7
@@ -80,20 +77,14 @@ class Diagonal:
         small = self.size <= LARGE
         self.noise_positions, self.noise_repeats = (16, 16) if small else (1, 64)
         self.choices: Sequence[bool] = (False, True) if self.size <= LARGE else (False,)
-        self.splits = compiled.structure.minibatch_error is None and not compiled.local
-        most = max(compiled.batch_size or 0, min(CURVATURE_ROWS, BLOCK_NUMBERS // self.size), 1)
-        whole = not self.splits or (compiled.batch_size is None and compiled.num_data <= most)
-        self.block_rows = compiled.num_data if whole else min(most, compiled.num_data)
+        self.fisher = Fisher(compiled, generator)
         self.scatter = 1.0
         self.direction: Tensor | None = None
 
     @property
     def blocks(self) -> list[Batch]:
         """All rows once."""
-        if not self.splits:
-            return [self.compiled.batch()]
-        rows = torch.arange(self.compiled.num_data, device="cpu").split(self.block_rows)
-        return [self.compiled.batch(block) for block in rows]
+        return self.fisher.blocks
 
     def ascended(self, starts: Position) -> Ascended:
         """The ends of climbs from the first starts, where they differ; chains start nearer the ends than the normal.
@@ -124,30 +115,30 @@ class Diagonal:
     def _climbed(self, ascent: Ascent, start: Position) -> Mode:
         """By Newton's method where it applies; otherwise by Adam, its units measured twice."""
         if (found := self._newton(start)) is not None:
-            rows, rest = self._curvature(found)
+            rows, rest = self.fisher.diagonal(found)
             with torch.no_grad():
-                value = sum(float(self.compiled(found, batch)) for batch in self._some_rows(CURVATURE_ROWS)[:1])
+                value = sum(float(self.compiled(found, batch)) for batch in self.fisher.some_rows(CURVATURE_ROWS)[:1])
             return Mode(found, value, True, 0, rows + rest)
         first = self._ascended(ascent, start, self.most_ascent // 4)
         last = self._ascended(ascent, first.position, self.most_ascent - first.num_steps)
-        rows, rest = self._curvature(last.position)
+        rows, rest = self.fisher.diagonal(last.position)
         return Mode(last.position, last.log_posterior, last.converged, first.num_steps + last.num_steps, rows + rest)
 
     def _newton(self, start: Position) -> Position | None:
         """The mode above a start where rows enough to tell it can be looked at, and the curvature is positive."""
         compiled, num_data = self.compiled, self.compiled.num_data
         most = min(num_data, NEWTON_NUMBERS // self.size, max(NEWTON_ROWS, 8 * self.size))
-        if self.splits and most < min(num_data, 4 * self.size):
+        if self.fisher.splits and most < min(num_data, 4 * self.size):
             return None
-        batches = self._some_rows(most)
+        batches = self.fisher.some_rows(most)
         share = num_data / sum(len(batch.indices) for batch in batches)
         target = with_all_rows(compiled)
         terms = [lambda at, batch=batch: share * target(at, batch) / batch.scale for batch in batches]
-        rows, rest = self._curvature(start)
+        rows, rest = self.fisher.diagonal(start)
         units, _ = Spectrum.of(rows + rest).factors()
 
         def whole(position: Position) -> Tensor:
-            return tree.ravel(anchor_at(compiled, self.blocks, position).gradient)
+            return tree.ravel(anchor_at(compiled, self.fisher.blocks, position).gradient)
 
         try:
             return ascend(terms, start, units, whole if share > 1 else None)
@@ -157,39 +148,19 @@ class Diagonal:
 
     def _ascended(self, ascent: Ascent, start: Position, most_steps: int) -> Climb:
         """In units of what a row tells, or of the prior where it tells more."""
-        rows, rest = self._curvature(start)
+        rows, rest = self.fisher.diagonal(start)
         units, _ = Spectrum.of(rows / self.compiled.num_data + rest).factors()
         return ascent.climb(start, tree.unravel(units, tree.shapes(start)), most_steps)
-
-    def _curvature(self, position: Position) -> tuple[Tensor, Tensor]:
-        """The diagonal at a position: that of the rows, and the rest, `(d,)` each."""
-        compiled, num_data = self.compiled, self.compiled.num_data
-        rows = torch.zeros_like(tree.ravel(position))
-        if self.splits:
-            size = min(FISHER_ROWS, compiled.batch_size or FISHER_ROWS, max(1, num_data // 2))
-            generator = torch.Generator().manual_seed(self._seed())
-            one = tree.map(lambda leaf: leaf.unsqueeze(0), position)
-            variance = noise_variance(
-                compiled, compiled.gathered, num_data, size, (), one, generator, repeats=FISHER_BATCHES
-            )
-            rows = tree.ravel(variance) * (num_data * size * (max(1, num_data - 1) / max(1, num_data - size)))
-            products = Products([compiled.log_prior], position)
-        else:
-            batch = compiled.batch()
-            products = Products([lambda at: compiled(at, batch)], position)
-        found = rows
-        for _ in range(2):  # the first tells the units
-            units, _ = Spectrum.of(found).factors()
-            found = rows + diagonal(products, units, self.generator).nan_to_num(0.0, 0.0, 0.0)
-        return rows, found - rows
 
     def curvatures(self, whitened: Whitened, vectors: Tensor) -> Tensor:
         """The largest curvature per datum, in size, at a few vectors `(n, d)`, as some rows show it."""
         found = []
-        batches = self._some_rows(max(self.block_rows, min(CURVATURE_ROWS, CURVATURE_NUMBERS // self.size)))
+        batches = self.fisher.some_rows(
+            max(self.fisher.block_rows, min(CURVATURE_ROWS, CURVATURE_NUMBERS // self.size))
+        )
         number = sum(len(batch.indices) for batch in batches)
-        most = 4 if self.size <= LARGE else 1
-        for vector in vectors[:: -(-len(vectors) // most)]:
+        few = 4 if self.size <= LARGE else 1
+        for vector in vectors[:: -(-len(vectors) // few)]:
             terms = [lambda at, batch=batch: whitened(at, batch) / (batch.scale * number) for batch in batches]
             direction = self.direction
             if direction is None:
@@ -203,16 +174,6 @@ class Diagonal:
                 found.append(size)
         return torch.tensor(found or [1.0])
 
-    def _some_rows(self, most: int) -> list[Batch]:
-        """So many at most, in blocks."""
-        compiled = self.compiled
-        if not self.splits:
-            return [compiled.batch()]
-        rows = torch.randint(compiled.num_data, (most,), generator=self.generator, device="cpu")
-        if compiled.num_data <= most:
-            rows = torch.arange(compiled.num_data, device="cpu")
-        return [compiled.batch(block) for block in rows.split(self.block_rows)]
-
     def explored(
         self,
         kernel: Kernel,
@@ -225,7 +186,7 @@ class Diagonal:
     ) -> Learned | None:
         """As `Dense.explored`; means and variances stay where the window is too short to tell them."""
         assert frame.whitened is not None
-        seen = _Seen(frame.whitened, centers, number, self.generator)
+        seen = Seen(frame.whitened, centers, number, self.generator)
         found = explore(self.compiled, kernel, number, every, start, seeds, frame, seen)
         if found is None:
             return None
@@ -234,7 +195,7 @@ class Diagonal:
         spread = torch.ones_like(centers[0])
         if len(traces) >= LONG * time:
             centers, variances = seen.moments()
-            spread = _shrunk(variances / self.sd**2, len(traces) * traces.shape[1] / time)
+            spread = shrunk_variances(variances / self.sd**2, len(traces) * traces.shape[1] / time)
         return Learned(torch.stack(seen.snapshots), centers, spread.sqrt(), time)
 
     def strength(self, variance: Position) -> float:
@@ -248,62 +209,3 @@ class Diagonal:
 
     def _seed(self) -> int:
         return int(torch.randint(2**31, (), generator=self.generator, device="cpu"))
-
-
-class _Seen:
-    """What is kept of positions as they come: sums, a few coordinates, and some positions whole.
-
-    Args:
-        whitened: the coordinates.
-        centers: of the chains, one after another, `(centers, d)`.
-        number: of positions that each chain will keep.
-        generator: of the coordinates that are traced.
-    """
-
-    def __init__(self, whitened: Whitened, centers: Tensor, number: int, generator: torch.Generator) -> None:
-        self.whitened, self.centers = whitened, centers
-        size = centers.shape[1]
-        self.traced = torch.randperm(size, generator=generator, device="cpu")[:TRACED].to(centers.device)
-        self.first, self.last, self.count = number // 3, number - 1, 0
-        self.sums = torch.zeros_like(centers)
-        self.squares = torch.zeros_like(centers[0])
-        self.number = torch.zeros(len(centers), dtype=torch.long)
-        self.every = max(1, number * size // BLOCK_NUMBERS)
-        self.snapshots: list[Tensor] = []
-
-    def __call__(self, positions: Position) -> Position:
-        """Of positions `(n, chains, *site)`, the traces, `(n, chains, traced)`."""
-        length = len(next(iter(positions.values())))
-        traces = []
-        for place in range(length):
-            vectors = self.whitened.flat(self.whitened.coordinates(tree.map(lambda leaf, k=place: leaf[k], positions)))
-            if self.first <= self.count:
-                self._add(vectors)
-            if self.count == self.last or (self.first <= self.count and (self.last - self.count) % self.every == 0):
-                self.snapshots.append(vectors)
-            traces.append(vectors[:, self.traced])
-            self.count += 1
-        return {"": torch.stack(traces)}
-
-    def _add(self, vectors: Tensor) -> None:
-        for chain, vector in enumerate(vectors):
-            group = chain % len(self.centers)
-            change = vector - self.centers[group]
-            self.sums[group] += change
-            self.squares += change**2
-            self.number[group] += 1
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Means of the chains of each center, `(centers, d)`, and variances around them, `(d,)`."""
-        number = self.number.to(self.sums).clamp(min=1).unsqueeze(1)
-        means = self.sums / number
-        variances = (self.squares - (number * means**2).sum(0)) / float(number.sum())
-        return self.centers + means, variances.clamp(min=0)
-
-
-def _shrunk(variances: Tensor, effective: float) -> Tensor:
-    """Variances that would be 1 if coordinates were right, shrunk towards 1 by the share that noise explains."""
-    noise = float((2 * variances**2).mean()) / effective
-    distance = float(((variances - 1) ** 2).mean())
-    share = min(1.0, noise / distance) if distance > 0 else 1.0
-    return share + (1 - share) * variances

@@ -9,11 +9,13 @@ later, is $r_k = (A^k c)_1$. Whatever else a state holds, as a thermostat, stand
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_scale import tree
 from pyro_scale.types import Kernel, Position, Settings
 
 MOVING = ("position", "momentum")
@@ -140,6 +142,43 @@ def largest_step(
         middle = math.sqrt(low * high)
         low, high = (middle, high) if suits(middle) else (low, middle)
     return low
+
+
+class Suited(NamedTuple):
+    """A kernel with the step size that suits a posterior.
+
+    Attributes:
+        kernel: with V where it takes one.
+        law: that it has at curvature 1.
+        noise: V, relative to temperature / num_data.
+    """
+
+    kernel: Any
+    law: Law
+    noise: float
+
+
+def suited(
+    kernel: Any,
+    tolerance: float,
+    curvature: float,
+    variance: Position,
+    noise: float,
+    batches_per_epoch: float,
+    limit: float,
+) -> Suited:
+    """A kernel with the largest step size that suits, and with what minibatches add taken out of the injected noise.
+
+    Args:
+        kernel, tolerance, curvature, noise, batches_per_epoch, limit: as `largest_step` takes them.
+        variance: V of every coordinate; {} for none.
+    """
+    step_size = largest_step(kernel, tolerance, curvature, noise, batches_per_epoch, limit)
+    law, chosen = law_of(kernel, step_size), replace(kernel, step_size=step_size)
+    if variance and hasattr(kernel, "gradient_variance"):
+        share = noise_gain(law.response, batches_per_epoch) / noise_gain(law.response, math.inf)
+        chosen = replace(chosen, gradient_variance=tree.scale(variance, share))
+    return Suited(chosen, law, noise)
 
 
 def _stationary(transition: Tensor, added: Tensor) -> Tensor:

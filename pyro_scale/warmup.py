@@ -18,22 +18,20 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_scale import tree
 from pyro_scale.checks import derived_seeds
 from pyro_scale.compile import CompiledModel
 from pyro_scale.dense import SETTLING, Dense, Learned
 from pyro_scale.diagonal import Diagonal
 from pyro_scale.errors import StartError
-from pyro_scale.gradient import ControlVariate, Frame, anchor_at
+from pyro_scale.gradient import ControlVariate, Frame, anchor_at, without_all_rows
 from pyro_scale.gradient_noise import noise_variance
-from pyro_scale.law import LARGEST, Law, largest_step, law_of, noise_gain
+from pyro_scale.law import LARGEST, Suited, suited
 from pyro_scale.mode import DENSE_LIMIT
 from pyro_scale.types import Anchor, Kernel, Position
 from pyro_scale.whitening import Whitened, divided
@@ -93,15 +91,6 @@ def tune(
         num_samples: draws of a chain.
     """
     return Tuner(compiled, kernel, starts, seed, tolerance, num_samples).tuned(most_steps)
-
-
-class Choice(NamedTuple):
-    """A kernel with its step size, its law there, V relative to temperature / num_data, and whether it has anchors."""
-
-    kernel: Any
-    law: Law
-    noise: float
-    anchored: bool
 
 
 class Tuner:
@@ -213,23 +202,17 @@ class Tuner:
         """The step size, and V, from curvature and noise at draws `(n, pilot chains, d)`."""
         curvatures = self.matrices.curvatures(self.whitened, self._some(draws).flatten(0, 1))
         self.hardest = max(HARDEST_CURVATURE, float(curvatures.quantile(quantile)))
-        choices = self.matrices.choices if self.noisy else (False,)
+        found = [self._suited(draws, anchored) for anchored in (self.matrices.choices if self.noisy else (False,))]
         # a control variate is paid for by a second gradient
-        found = [self._suited(draws, anchored) for anchored in choices]
-        best = min(found, key=lambda each: (1 + each.anchored) * each.law.autocorrelation_time)
-        self.chosen, self.law, self.noise, self.anchored = best
+        best, self.anchored = min(found, key=lambda each: (1 + each[1]) * each[0].law.autocorrelation_time)
+        self.chosen, self.law, self.noise = best
 
-    def _suited(self, draws: Tensor, anchored: bool) -> Choice:
+    def _suited(self, draws: Tensor, anchored: bool) -> tuple[Suited, bool]:
         """The kernel with the step size that suits minibatches with control variates, or without."""
         variance: Position = self._variance(draws, anchored) if self.noisy else {}
         noise = self.matrices.strength(variance) / self.sd**2 if variance else 0.0
-        step_size = largest_step(self.kernel, self.tolerance / 2, self.hardest, noise, self.epoch, self.largest_step)
-        law = law_of(self.kernel, step_size)
-        chosen: Any = replace(self.kernel, step_size=step_size)
-        if variance and hasattr(self.kernel, "gradient_variance"):
-            share = noise_gain(law.response, self.epoch) / noise_gain(law.response, math.inf)
-            chosen = replace(chosen, gradient_variance=tree.scale(variance, share))
-        return Choice(chosen, law, noise, anchored)
+        limits = self.epoch, self.largest_step
+        return suited(self.kernel, self.tolerance / 2, self.hardest, variance, noise, *limits), anchored
 
     def _some(self, draws: Tensor) -> Tensor:
         """Draws of all chains at a few times, as many of each center's chains, `(n, chains, d)`."""
@@ -239,28 +222,14 @@ class Tuner:
     def _variance(self, draws: Tensor, anchored: bool) -> Position:
         """V at a few draws."""
         at = self._some(draws).flatten(0, 1)[: self.matrices.noise_positions]
-        size, generator = self.compiled.batch_size, torch.Generator().manual_seed(next(self.seeds))
+        compiled, generator = self.compiled, torch.Generator().manual_seed(next(self.seeds))
+        size, positions = compiled.batch_size, self.whitened.unflat(at)
         assert size is not None
-        target, anchors = self.whitened if not anchored else ControlVariate(self.whitened), self._nameless(len(at))
-        positions, repeats = self.whitened.unflat(at), self.matrices.noise_repeats
+        anchors = without_all_rows(self.whitened.unflat(self.centers[self._group(len(at))])) if anchored else ()
+        target = ControlVariate(self.whitened) if anchored else self.whitened
+        repeats = self.matrices.noise_repeats
         return noise_variance(
-            target,
-            self.compiled.gathered,
-            self.compiled.num_data,
-            size,
-            anchors if anchored else (),
-            positions,
-            generator,
-            repeats,
-        )
-
-    def _nameless(self, number: int) -> Anchor:
-        """Anchors for so many chains without the gradient of all rows, which is no noise."""
-        centers = self.centers[self._group(number)]
-        return Anchor(
-            self.whitened.unflat(centers),
-            self.whitened.unflat(torch.zeros_like(centers)),
-            torch.zeros_like(centers[:, 0]),
+            target, compiled.gathered, compiled.num_data, size, anchors, positions, generator, repeats
         )
 
     def _run(self, at: Tensor, num_steps: int, every: int) -> Learned:

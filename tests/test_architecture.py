@@ -28,7 +28,7 @@ ORDER = [
     "compile", "graph", "recorder", "tracing", "capture", "cached", "inductor", "native", "inlined", "choice",
     "keyed", "batches", "hessian", "mode", "climbs", "law", "spread", "whitening", "gradient", "local", "inputs",
     "arriving", "progress", "moments", "collected", "loop", "steps", "draws", "given", "initial", "sample",
-    "gradient_noise", "dense", "products", "newton_cg", "ascent", "diagonal", "tunable", "warmup", "other_rows", "predict", "inference_data", "storage", "groups", "health",
+    "gradient_noise", "dense", "products", "newton_cg", "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "predict", "inference_data", "storage", "groups", "health",
     "posterior", "files", "bayesian", "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
