@@ -12,6 +12,7 @@ from pyro_scale.climbs import curvature_at, distinct_modes
 from pyro_scale.compile import CompiledModel
 from pyro_scale.gradient import Frame
 from pyro_scale.hessian import largest_curvatures, row_blocks
+from pyro_scale.law import MOST_NOISE
 from pyro_scale.mode import Mode
 from pyro_scale.sample import explore
 from pyro_scale.spread import autocorrelation_times, shrunk_covariance
@@ -70,6 +71,7 @@ class Dense:
         choices: whether minibatches get control variates; the better, where there are two.
         noise_positions, noise_repeats: at which the noise of minibatches is measured, and on how many; None for as
             many as `noise_variance` takes by itself.
+        most_noise: as `largest_step` takes it.
         blocks: all rows.
     """
 
@@ -81,6 +83,7 @@ class Dense:
     choices: ClassVar[Sequence[bool]] = (True,)
     noise_positions: ClassVar[int] = 16
     noise_repeats: ClassVar[int | None] = None
+    most_noise: ClassVar[float] = MOST_NOISE
 
     def __init__(self, compiled: CompiledModel, sd: float, generator: torch.Generator) -> None:
         self.compiled = compiled

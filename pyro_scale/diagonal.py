@@ -47,6 +47,10 @@ NEWTON_NUMBERS, NEWTON_ROWS = 2**28, 2**15
 """Rows of Newton's method: so many times coordinates at most, and of many more rows than the latter a sample."""
 SAME_MODE = 1.0
 """Squared distance, in posterior variances a coordinate, within which two climbs have found the same mode."""
+MOST_NOISE = 0.05
+"""That minibatches may add to the variance of draws: V as a diagonal misses how the noise is correlated."""
+FAR = 1e3
+"""Standard deviations beyond which a chain has diverged, though its numbers are finite yet."""
 LONG = 10.0
 """Autocorrelation times below which a window teaches nothing of means and variances."""
 MOST_STEPS, PILOT_NUMBERS, RUN_NUMBERS = 100_000, 10**9, 10**7
@@ -78,6 +82,7 @@ class Diagonal:
         self.noise_positions, self.noise_repeats = (16, 16) if small else (1, 64)
         self.choices: Sequence[bool] = (False, True) if self.size <= LARGE else (False,)
         self.fisher = Fisher(compiled, generator)
+        self.most_noise = MOST_NOISE
         self.scatter = 1.0
         self.direction: Tensor | None = None
 
@@ -189,6 +194,10 @@ class Diagonal:
         seen = Seen(frame.whitened, centers, number, self.generator)
         found = explore(self.compiled, kernel, number, every, start, seeds, frame, seen)
         if found is None:
+            return None
+        if not float((found[""] - centers[0][seen.traced]).abs().max()) < FAR * self.sd + float(
+            (centers - centers[0]).abs().max()
+        ):
             return None
         traces = found[""][number // 3 :] / self.sd
         time = float(torch.maximum(autocorrelation_times(traces), autocorrelation_times(traces**2)).max())

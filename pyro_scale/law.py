@@ -114,7 +114,13 @@ def noise_gain(response: Tensor, batches_per_epoch: float) -> float:
 
 
 def largest_step(
-    kernel: Kernel, tolerance: float, curvature: float, noise: float, batches_per_epoch: float, limit: float
+    kernel: Kernel,
+    tolerance: float,
+    curvature: float,
+    noise: float,
+    batches_per_epoch: float,
+    limit: float,
+    most_noise: float = MOST_NOISE,
 ) -> float:
     """The largest step size, to 5 per cent, at which the sds of a normal posterior are right within a tolerance.
 
@@ -126,14 +132,15 @@ def largest_step(
             themselves, which they do while it is small beside 1 / step_size**2.
         batches_per_epoch: N / n.
         limit: the largest that comes into question.
+        most_noise: that minibatches may add to the variance of draws, before it is taken out of the injected noise.
     """
 
     def suits(step_size: float) -> bool:
         if not abs(law_of(kernel, step_size, curvature).sd - 1) <= tolerance:
             return False
         if not hasattr(kernel, "gradient_variance"):
-            return step_size**2 * noise <= MOST_NOISE
-        return noise == 0 or noise * noise_gain(law_of(kernel, step_size).response, batches_per_epoch) <= MOST_NOISE
+            return step_size**2 * noise <= most_noise
+        return noise == 0 or noise * noise_gain(law_of(kernel, step_size).response, batches_per_epoch) <= most_noise
 
     low, high = min(SMALLEST, limit), limit
     if suits(high):
@@ -166,14 +173,15 @@ def suited(
     noise: float,
     batches_per_epoch: float,
     limit: float,
+    most_noise: float,
 ) -> Suited:
     """A kernel with the largest step size that suits, and with what minibatches add taken out of the injected noise.
 
     Args:
-        kernel, tolerance, curvature, noise, batches_per_epoch, limit: as `largest_step` takes them.
+        kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise: as `largest_step` takes them.
         variance: V of every coordinate; {} for none.
     """
-    step_size = largest_step(kernel, tolerance, curvature, noise, batches_per_epoch, limit)
+    step_size = largest_step(kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise)
     law, chosen = law_of(kernel, step_size), replace(kernel, step_size=step_size)
     if variance and hasattr(kernel, "gradient_variance"):
         share = noise_gain(law.response, batches_per_epoch) / noise_gain(law.response, math.inf)

@@ -211,7 +211,7 @@ class Tuner:
         """The kernel with the step size that suits minibatches with control variates, or without."""
         variance: Position = self._variance(draws, anchored) if self.noisy else {}
         noise = self.matrices.strength(variance) / self.sd**2 if variance else 0.0
-        limits = self.epoch, self.largest_step
+        limits = self.epoch, self.largest_step, self.matrices.most_noise
         return suited(self.kernel, self.tolerance / 2, self.hardest, variance, noise, *limits), anchored
 
     def _some(self, draws: Tensor) -> Tensor:
@@ -234,8 +234,9 @@ class Tuner:
 
     def _run(self, at: Tensor, num_steps: int, every: int) -> Learned:
         """A window of the pilot, with smaller steps where a chain diverges."""
-        frame, start = self._frame(len(at)), self._position(at)
+        start = self._position(at)
         for _ in range(MOST_HALVINGS):
+            frame = self._frame(len(at))  # a smaller step may do without control variates
             seeds = (next(self.seeds), next(self.seeds))
             number = num_steps // every
             learned = self.matrices.explored(self.chosen, number, every, start, seeds, frame, self.centers)
