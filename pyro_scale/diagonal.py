@@ -53,7 +53,7 @@ FAR = 1e3
 """Standard deviations beyond which a chain has diverged, though its numbers are finite yet."""
 LONG = 10.0
 """Autocorrelation times below which a window teaches nothing of means and variances."""
-MOST_STEPS, PILOT_NUMBERS, RUN_NUMBERS = 100_000, 10**9, 10**7
+MOST_STEPS, PILOT_NUMBERS, RUN_NUMBERS = 100_000, 3 * 10**8, 10**7
 """Coordinates times steps of a window, and times thinning, unless the latter is the ten of a run that is not tuned."""
 
 
@@ -73,7 +73,7 @@ class Diagonal:
         self.generator = generator
         self.size = sum(shape.numel() for shape in compiled.latent.values())
         self.most_ascent = max(LEAST_ASCENT, ASCENT_SHARE * num_samples)
-        self.most_steps = min(MOST_STEPS, PILOT_NUMBERS // self.size)
+        self.most_steps = min(MOST_STEPS, max(100, PILOT_NUMBERS // self.size))
         self.most_kept = 2000 if self.size <= LARGE else 300
         self.most_thinning = min(MOST_THINNING, max(10, RUN_NUMBERS // self.size))
         self.num_samples = num_samples

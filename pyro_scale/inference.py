@@ -72,8 +72,9 @@ def infer(
             chains share; items are matched as data are. `{}` for a model that closes over its data, whose plate says N.
         method: "sghmc", "baoab", "sgnht", "sgld", "psgld", or a kernel from `ps.kernels`. A string, or a kernel without
             a step_size, is tuned: the mode and a pilot run choose coordinates, control variates, step size, V and
-            thinning. So it is up to 300 coordinates, none of them of the rows of minibatches; otherwise the kernel
-            takes its default step size, which suits covariates of unit scale. One with a step_size runs as configured.
+            thinning; beyond 300 coordinates by diagonals, from starts near a mode. Where coordinates are of the rows of
+            minibatches the kernel takes its default step size instead, which suits covariates of unit scale. One with
+            a step_size runs as configured.
         num_samples: draws kept by a chain; >= 1.
         warmup_steps: steps before the first draw is kept, those of the pilot run included; >= 0. None takes as many as
             tuning needs; untuned, half as many as follow, or 1000 with num_samples=1, where nothing follows that could
