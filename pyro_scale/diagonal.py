@@ -1,6 +1,6 @@
 r"""What warm-up does without matrices, for many coordinates: a diagonal of curvature, and products of the Hessian.
 
-The curvature of the rows is the variance of their gradients, the diagonal of Fisher's information as the data show it:
+Where Newton's method finds a mode the curvature is the Hessian's. Elsewhere that of the rows is the variance of their gradients, the diagonal of Fisher's information as the data show it:
 it is positive in every model, where the Hessian of a network is not, and a scale factor by which a wrong model misses
 the curvature is found again in the largest eigenvalue, which the step size follows. What does not split over rows, as
 the prior, adds the diagonal of its Hessian.
@@ -25,7 +25,7 @@ from pyro_scale.gradient import Frame, anchor_at
 from pyro_scale.hessian import Spectrum
 from pyro_scale.mode import Mode, with_all_rows
 from pyro_scale.newton_cg import ascend
-from pyro_scale.products import Products, largest_eigenvalue
+from pyro_scale.products import Products, diagonal, largest_eigenvalue
 from pyro_scale.sample import explore
 from pyro_scale.seen import Seen
 from pyro_scale.spread import autocorrelation_times, shrunk_variances
@@ -49,6 +49,8 @@ SAME_MODE = 1.0
 """Squared distance, in posterior variances a coordinate, within which two climbs have found the same mode."""
 MOST_NOISE = 0.05
 """That minibatches may add to the variance of draws: V as a diagonal misses how the noise is correlated."""
+CLEAR = 4.0
+"""Standard errors by which an entry of the Hessian must be told from 0."""
 FAR = 1e3
 """Standard deviations beyond which a chain has diverged, though its numbers are finite yet."""
 LONG = 10.0
@@ -120,17 +122,23 @@ class Diagonal:
     def _climbed(self, ascent: Ascent, start: Position) -> Mode:
         """By Newton's method where it applies; otherwise by Adam, its units measured twice."""
         if (found := self._newton(start)) is not None:
-            rows, rest = self.fisher.diagonal(found)
+            position, curvature = found
             with torch.no_grad():
-                value = sum(float(self.compiled(found, batch)) for batch in self.fisher.some_rows(CURVATURE_ROWS)[:1])
-            return Mode(found, value, True, 0, rows + rest)
+                value = sum(
+                    float(self.compiled(position, batch)) for batch in self.fisher.some_rows(CURVATURE_ROWS)[:1]
+                )
+            return Mode(position, value, True, 0, curvature)
         first = self._ascended(ascent, start, self.most_ascent // 4)
         last = self._ascended(ascent, first.position, self.most_ascent - first.num_steps)
         rows, rest = self.fisher.diagonal(last.position)
         return Mode(last.position, last.log_posterior, last.converged, first.num_steps + last.num_steps, rows + rest)
 
-    def _newton(self, start: Position) -> Position | None:
-        """The mode above a start where rows enough to tell it can be looked at, and the curvature is positive."""
+    def _newton(self, start: Position) -> tuple[Position, Tensor] | None:
+        """The mode above a start where rows enough to tell it can be looked at, and the curvature is positive.
+
+        Its curvature is the Hessian's where probes tell that well: the gradients of a few rows, all that a coordinate
+        may have, say less. Where coordinates are strongly correlated they say more.
+        """
         compiled, num_data = self.compiled, self.compiled.num_data
         most = min(num_data, NEWTON_NUMBERS // self.size, max(NEWTON_ROWS, 8 * self.size))
         if self.fisher.splits and most < min(num_data, 4 * self.size):
@@ -146,7 +154,13 @@ class Diagonal:
             return tree.ravel(anchor_at(compiled, self.fisher.blocks, position).gradient)
 
         try:
-            return ascend(terms, start, units, whole if share > 1 else None)
+            found = ascend(terms, start, units, whole if share > 1 else None)
+            if found is None:
+                return None
+            rows, rest = self.fisher.diagonal(found)
+            units, _ = Spectrum.of(rows + rest).factors()
+            hessian, error = diagonal(Products(terms, found), units, self.generator)
+            return found, torch.where(hessian > CLEAR * error, hessian, rows + rest)
         except RuntimeError as error:  # LinAlgError, or an operation whose gradient cannot be differentiated
             logger.info("Newton's method gives up: %s.", first_line(error))
             return None

@@ -77,5 +77,5 @@ class Fisher:
         found = rows
         for _ in range(2):  # the first tells the units
             units, _ = Spectrum.of(found).factors()
-            found = rows + estimate(products, units, self.generator).nan_to_num(0.0, 0.0, 0.0)
+            found = rows + estimate(products, units, self.generator)[0].abs().nan_to_num(0.0, 0.0, 0.0)
         return rows, found - rows

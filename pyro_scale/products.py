@@ -93,16 +93,19 @@ def largest_eigenvalue(products: Callable[[Tensor], Tensor], direction: Tensor) 
     return size, direction
 
 
-def diagonal(products: Callable[[Tensor], Tensor], units: Tensor, generator: torch.Generator) -> Tensor:
-    """An estimate of the diagonal of a symmetric matrix, in size, `(d,)`; exact where the matrix is diagonal.
+def diagonal(products: Callable[[Tensor], Tensor], units: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """An estimate of the diagonal of a symmetric matrix, `(d,)`, exact where the matrix is diagonal; and its error.
 
     Args:
         products: of the matrix with a vector.
         units: of the coordinates, `(d,)`, > 0: what the other entries of a row add to the error is in proportion.
         generator: of the signs.
     """
-    total = torch.zeros_like(units)
+    total, squares = torch.zeros_like(units), torch.zeros_like(units)
     for _ in range(PROBES):
         signs = torch.randint(2, units.shape, generator=generator, device="cpu").to(units) * 2 - 1
-        total += signs * products(signs * units) / units
-    return (total / PROBES).abs()
+        one = signs * products(signs * units) / units
+        total += one
+        squares += one**2
+    mean = total / PROBES
+    return mean, ((squares / PROBES - mean**2).clamp(min=0) / PROBES).sqrt()
