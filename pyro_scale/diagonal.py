@@ -1,9 +1,9 @@
 r"""What warm-up does without matrices, for many coordinates: a diagonal of curvature, and products of the Hessian.
 
-Where Newton's method finds a mode the curvature is the Hessian's. Elsewhere that of the rows is the variance of their gradients, the diagonal of Fisher's information as the data show it:
-it is positive in every model, where the Hessian of a network is not, and a scale factor by which a wrong model misses
-the curvature is found again in the largest eigenvalue, which the step size follows. What does not split over rows, as
-the prior, adds the diagonal of its Hessian.
+Where Newton's method finds a mode the curvature is the Hessian's. Elsewhere that of the rows is the variance of their
+gradients, the diagonal of Fisher's information as the data show it: it is positive in every model, where the Hessian of
+a network is not, and a scale factor by which a wrong model misses the curvature is found again in the largest
+eigenvalue, which the step size follows. What does not split over rows, as the prior, adds the diagonal of its Hessian.
 """
 
 from __future__ import annotations
