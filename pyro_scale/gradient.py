@@ -69,6 +69,14 @@ class Frame(NamedTuple):
     anchor: Anchor | tuple[()] = ()
 
 
+def without_all_rows(positions: Position) -> Anchor:
+    """Anchors at positions `(n, *site)` that lack the gradient of all rows: a constant, which is no noise."""
+    first = next(iter(positions.values()))
+    return Anchor(
+        positions, tree.map(torch.zeros_like, positions), torch.zeros_like(first.reshape(len(first), -1)[:, 0])
+    )
+
+
 def anchor_at(target: LogPosterior, blocks: Sequence[Batch], position: Position) -> Anchor:
     """An anchor at a position.
 

@@ -26,6 +26,7 @@ def noise_variance(
     anchors: Anchor | tuple[()],
     positions: Position,
     generator: torch.Generator,
+    repeats: int | None = None,
 ) -> Position:
     """Variance over minibatches of the gradient divided by num_data, averaged over positions: V of the kernels.
 
@@ -37,20 +38,30 @@ def noise_variance(
         anchors: one for each position, leaves with a leading axis; `()` for a target that needs none.
         positions: `(n, *site)`.
         generator: of the rows.
+        repeats: minibatches at each position; None for as many as tell the noise at a dozen positions.
     """
     number = len(next(iter(positions.values())))
-    repeats = max(REPEATS, -(-ROWS // batch_size))
+    repeats = max(REPEATS, -(-ROWS // batch_size)) if repeats is None else repeats
 
-    def average(*slopes: Tensor) -> Tensor:
+    def gradients() -> Position:
+        return minibatch_gradients(target, gather, num_data, batch_size, anchors, positions, generator)
+
+    # one minibatch after another, by Welford's recurrence: of many weights, few copies are in memory
+    mean = gradients()
+    squares = tree.map(torch.zeros_like, mean)
+    for count in range(2, repeats + 1):
+        change = tree.map(torch.sub, gradients(), mean)
+        mean = tree.map(lambda m, c, count=count: m + c / count, mean, change)
+        squares = tree.map(lambda s, c, count=count: s + (1 - 1 / count) * c**2, squares, change)
+
+    def average(square: Tensor) -> Tensor:
         """Over the positions at which gradients are finite; 0 if there are none."""
-        variances = torch.stack(slopes).var(0)
+        variances = square / (repeats - 1)
         finite = variances[variances.reshape(number, -1).isfinite().all(1)]
         return finite.mean(0) if len(finite) else torch.zeros_like(variances[0])
 
-    found = [
-        minibatch_gradients(target, gather, num_data, batch_size, anchors, positions, generator) for _ in range(repeats)
-    ]
-    return tree.scale(tree.map(average, *found), without_replacement(num_data, batch_size) / num_data**2)
+    share = without_replacement(num_data, batch_size) / num_data**2
+    return tree.scale(tree.map(average, squares), share)
 
 
 def without_replacement(num_data: int, batch_size: int) -> float:

@@ -75,8 +75,9 @@ def infer(
             chains share; items are matched as data are. `{}` for a model that closes over its data, whose plate says N.
         method: "sghmc", "baoab", "sgnht", "sgld", "psgld", or a kernel from `ps.kernels`. A string, or a kernel without
             a step_size, is tuned: the mode and a pilot run choose coordinates, control variates, step size, V and
-            thinning. So it is up to 300 coordinates, none of them of the rows of minibatches; otherwise the kernel
-            takes its default step size, which suits covariates of unit scale. One with a step_size runs as configured.
+            thinning; beyond 300 coordinates by diagonals, from starts near a mode. Where coordinates are of the rows of
+            minibatches the kernel takes its default step size instead, which suits covariates of unit scale. One with
+            a step_size runs as configured.
         num_samples: draws kept by a chain; >= 1.
         warmup_steps: steps before the first draw is kept, those of the pilot run included; >= 0. None takes as many as
             tuning needs; untuned, half as many as follow, or 1000 with num_samples=1, where nothing follows that could
@@ -165,7 +166,7 @@ def infer(
         logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
     elif kernel.step_size is None:
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
-        tuned = tune(compiled, kernel, start.pop(), derived_seeds(seeds[0], 1)[0], bias_tolerance, most)
+        tuned = tune(compiled, kernel, start.pop(), derived_seeds(seeds[0], 1)[0], bias_tolerance, most, num_samples)
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
         start.append(tuned.start)
         thinning = tuned.thinning if thinning is None and not one else thinning

@@ -8,7 +8,6 @@ later, is $r_k = (A^k c)_1$. Whatever else a state holds, as a thermostat, stand
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -19,10 +18,6 @@ from pyro_scale.types import Kernel, Position, Settings
 MOVING = ("position", "momentum")
 """Fields of a state that move; all others stand still."""
 MOST_LAGS = 200_000
-LARGEST, SMALLEST = 0.5, 1e-4
-"""Step sizes that are looked at, in coordinates of curvature 1."""
-MOST_NOISE = 0.2
-"""Minibatches may add so much to the variance of draws, before it is taken out of the injected noise."""
 
 
 class Law(NamedTuple):
@@ -114,37 +109,6 @@ def noise_gain(response: Tensor, batches_per_epoch: float) -> float:
     lags = torch.arange(1, len(response), dtype=response.dtype)
     same = (1 - lags / batches_per_epoch).clamp(min=0)  # how often two steps so far apart are in one permutation
     return max(0.0, white - 2 * float(same @ autocovariance[1:]) / (batches_per_epoch - 1))
-
-
-def largest_step(
-    kernel: Kernel, tolerance: float, curvature: float, noise: float, batches_per_epoch: float, limit: float
-) -> float:
-    """The largest step size, to 5 per cent, at which the sds of a normal posterior are right within a tolerance.
-
-    Args:
-        kernel: whose step size is looked for.
-        tolerance: of the sd, relative to itself.
-        curvature: per datum, at the hardest place that chains come to.
-        noise: V, relative to temperature / num_data. Kernels without a `gradient_variance` are to absorb it by
-            themselves, which they do while it is small beside 1 / step_size**2.
-        batches_per_epoch: N / n.
-        limit: the largest that comes into question.
-    """
-
-    def suits(step_size: float) -> bool:
-        if not abs(law_of(kernel, step_size, curvature).sd - 1) <= tolerance:
-            return False
-        if not hasattr(kernel, "gradient_variance"):
-            return step_size**2 * noise <= MOST_NOISE
-        return noise == 0 or noise * noise_gain(law_of(kernel, step_size).response, batches_per_epoch) <= MOST_NOISE
-
-    low, high = min(SMALLEST, limit), limit
-    if suits(high):
-        return high
-    while high > 1.05 * low:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if suits(middle) else (low, middle)
-    return low
 
 
 def _stationary(transition: Tensor, added: Tensor) -> Tensor:

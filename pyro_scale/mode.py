@@ -80,7 +80,7 @@ def find_mode(compiled: CompiledModel, start: Position, *, seed: int = 0) -> Mod
     if tree.size(start) <= DENSE_LIMIT:
         return newton(compiled, row_blocks(compiled), start)
     position, converged, num_steps = adam(compiled, start, seed)
-    rows, vector = AllRows(_with_all_rows(compiled), row_blocks(compiled), start), tree.ravel(position)
+    rows, vector = AllRows(with_all_rows(compiled), row_blocks(compiled), start), tree.ravel(position)
     diagonal = rows.negative_hessian_diagonal(vector)
     is_maximum = converged and bool((diagonal > 0).all())
     if not is_maximum:
@@ -168,7 +168,7 @@ def adam(
     def next_batch() -> Batch:
         return compiled.batch(None if size is None else batches.draw(1)[0, 0])
 
-    function, _ = record_or_keep(grad_and_value(_with_all_rows(compiled)), start, next_batch())
+    function, _ = record_or_keep(grad_and_value(with_all_rows(compiled)), start, next_batch())
     position, steps = start, 0
     for halving in range(9):
         optimizer = torchopt.adam(lr=learning_rate / 2**halving)
@@ -192,7 +192,7 @@ def adam(
     return position, True, steps
 
 
-def _with_all_rows(compiled: CompiledModel) -> LogPosterior:
+def with_all_rows(compiled: CompiledModel) -> LogPosterior:
     """The log posterior on a batch at positions that hold the values of all rows."""
     return lambda position, batch: compiled(compiled.at_rows(position, batch.indices), batch)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -172,14 +172,18 @@ def explore(
     start: Position,
     seeds: Sequence[int],
     frame: Frame,
+    seen: Callable[[Position], Position] | None = None,
 ) -> Position | None:
     """Unconstrained positions, every `thinning`-th, `(number, num_chains, *site)`; None if one is not finite.
+
+    `seen` is told of them as they come, `(n, num_chains, *site)`, and what it returns is kept in their place.
 
     Raises:
         Exception: that of the model, or Ctrl-C.
     """
     num_chains = len(next(iter(start.values())))
     run = Run(compiled, kernel, Plan(number, 0, thinning, num_chains, ()), start, seeds, False, frame)
+    run.collected.values = seen
     ending = _to_the_end(run, Reporter(number * thinning, False, None))
     if ending is not None and not ending.failed:
         raise ending.error or KeyboardInterrupt

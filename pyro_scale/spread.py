@@ -30,6 +30,19 @@ def shrunk_covariance(draws: Tensor, effective: float) -> Tensor:
     return share * identity + (1 - share) * covariance
 
 
+def shrunk_variances(variances: Tensor, effective: float) -> Tensor:
+    """As `shrunk_covariance`, of a diagonal of variances `(d,)` that would be 1 if coordinates were right.
+
+    Example:
+        >>> shrunk_variances(torch.tensor([4.0, 4.0]), 1e6)
+        tensor([4.0000, 4.0000])
+    """
+    noise = float((2 * variances**2).mean()) / effective
+    distance = float(((variances - 1) ** 2).mean())
+    share = min(1.0, noise / distance) if distance > 0 else 1.0
+    return share + (1 - share) * variances
+
+
 def autocorrelation_times(draws: Tensor) -> Tensor:
     """Steps that bring one independent draw, by coordinate, `(d,)`, at least 1; all steps if no chain has moved.
 

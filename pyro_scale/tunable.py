@@ -7,16 +7,14 @@ from typing import Any
 
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
-from pyro_scale.law import SMALLEST, law_of
+from pyro_scale.law import law_of
 from pyro_scale.loaders import Streamed
-from pyro_scale.mode import DENSE_LIMIT
+from pyro_scale.step_sizes import SMALLEST
 from pyro_scale.types import Kernel
 
 
 def why_not_tuned(compiled: CompiledModel, kernel: Kernel) -> str:
     """What keeps a run from being tuned; "" if nothing does."""
-    if sum(shape.numel() for shape in compiled.latent.values()) > DENSE_LIMIT:
-        return f"the model has more than {DENSE_LIMIT} coordinates"
     if compiled.local and compiled.batch_size is not None:
         return f"site {names_of(list(compiled.local))} has a value for each row of the minibatches"
     if isinstance(compiled.data, Streamed):

@@ -18,44 +18,34 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_scale import tree
 from pyro_scale.checks import derived_seeds
-from pyro_scale.climbs import curvature_at, distinct_modes
 from pyro_scale.compile import CompiledModel
+from pyro_scale.dense import SETTLING, Dense, Learned
+from pyro_scale.diagonal import Diagonal
 from pyro_scale.errors import StartError
-from pyro_scale.gradient import ControlVariate, Frame, anchor_at
+from pyro_scale.gradient import ControlVariate, Frame, anchor_at, without_all_rows
 from pyro_scale.gradient_noise import noise_variance
-from pyro_scale.hessian import largest_curvatures, row_blocks
-from pyro_scale.law import LARGEST, largest_step, law_of, noise_gain
-from pyro_scale.sample import explore
-from pyro_scale.spread import autocorrelation_times, shrunk_covariance
+from pyro_scale.mode import DENSE_LIMIT
+from pyro_scale.step_sizes import LARGEST, Suited, suited
 from pyro_scale.types import Anchor, Kernel, Position
-from pyro_scale.whitening import Whitened
+from pyro_scale.whitening import Whitened, divided
 
-PILOT_CHAINS = 8
 WINDOWS = (30, 60)
 """Lengths of the pilot's windows, in autocorrelation times."""
 HARDEST_CURVATURE = 2.0
 """The step size must suit places whose curvature is so many times that of the normal, or what is seen among draws."""
 USUAL = 0.75
 """The share of the first starts whose curvature counts: they are draws of the normal, which may have gone astray."""
-CURVATURE_ROWS = 4096
 NOISE_POSITIONS = 16
 MOST_HALVINGS = 8
-SHORTEST, LONGEST = 20, 100_000
-"""A window of fewer steps teaches nothing; and more are not spent on one."""
-MOST_KEPT = 2000
-"""Positions of a chain that are kept of a window."""
-SETTLING = 10
-"""Autocorrelation times from the pilot's end to the first draw."""
-MOST_THINNING = 1000
+SHORTEST = 20
+"""A window of fewer steps teaches nothing."""
 
 
 class Tuned(NamedTuple):
@@ -81,7 +71,13 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    compiled: CompiledModel, kernel: Kernel, starts: Position, seed: int, tolerance: float, most_steps: int | None
+    compiled: CompiledModel,
+    kernel: Kernel,
+    starts: Position,
+    seed: int,
+    tolerance: float,
+    most_steps: int | None,
+    num_samples: int,
 ) -> Tuned:
     """Chooses what a run needs.
 
@@ -92,61 +88,70 @@ def tune(
         seed: of the pilot run.
         tolerance: by how much sds may be wrong, relative to themselves.
         most_steps: of the pilot; None for as many as it needs.
+        num_samples: draws of a chain.
     """
-    return Tuner(compiled, kernel, starts, seed, tolerance).tuned(most_steps)
+    return Tuner(compiled, kernel, starts, seed, tolerance, num_samples).tuned(most_steps)
 
 
 class Tuner:
     """Warm-up under way; vectors `(..., d)` are in the whitened coordinates of the moment."""
 
-    def __init__(self, compiled: CompiledModel, kernel: Kernel, starts: Position, seed: int, tolerance: float) -> None:
+    def __init__(
+        self,
+        compiled: CompiledModel,
+        kernel: Kernel,
+        starts: Position,
+        seed: int,
+        tolerance: float,
+        num_samples: int,
+    ) -> None:
         self.compiled = compiled
         self.kernel: Any = kernel
         self.tolerance = tolerance
         self.num_chains = len(next(iter(starts.values())))
         self.seeds = iter(derived_seeds(seed, 100))
         self.generator = torch.Generator().manual_seed(next(self.seeds))
-        self.blocks = row_blocks(compiled)
         self.sd = math.sqrt(cast(float, kernel.temperature) / compiled.num_data)
         size = compiled.batch_size
         self.noisy = size is not None and size < compiled.num_data
         self.epoch = compiled.num_data / size if size is not None else 1.0
         self.largest_step = min(LARGEST, getattr(kernel, "max_step_size", LARGEST))
-        modes = distinct_modes(compiled, starts)
+        self.matrices: Dense | Diagonal = Dense(compiled, self.sd, self.generator)
+        if sum(shape.numel() for shape in compiled.latent.values()) > DENSE_LIMIT:
+            self.matrices = Diagonal(compiled, self.sd, self.generator, num_samples)
+        modes, best = self.matrices.ascended(starts)
         self.num_modes = len(modes)
-        best = modes[0] if modes else curvature_at(compiled, self.blocks, {k: v[0] for k, v in starts.items()})
-        # in other modes too steps must be stable
-        curvature = torch.stack([mode.negative_hessian for mode in modes or [best]]).mean(0)
-        self.whitened = Whitened(compiled, best._replace(negative_hessian=curvature), compiled.num_data)
+        self.whitened = Whitened(compiled, best, compiled.num_data)
         self.centers = torch.stack([self._vector(mode.position) for mode in modes or [best]])
+        self.anchored = self.noisy and self.matrices.choices[-1]
         self.anchors: list[Anchor] = []  # at the centers, once they are asked for
         self.slower = 1.0  # than the normal's the chains of the pilot are, by this factor
 
     def tuned(self, most_steps: int | None) -> Tuned:
         """Runs the pilot, and chooses."""
-        at, taken = self._around(PILOT_CHAINS), 0
+        at, taken = self._around(self.matrices.chains), 0
         draws = at.unsqueeze(0)
         self._choose(draws, USUAL)
         for length in WINDOWS:
-            num_steps = min(LONGEST, math.ceil(length * self.law.autocorrelation_time))
+            num_steps = min(self.matrices.most_steps, math.ceil(length * self.law.autocorrelation_time))
             if most_steps is not None:
                 num_steps = min(num_steps, most_steps * length // sum(WINDOWS))
             if num_steps < SHORTEST:
                 break
-            every = math.ceil(num_steps / MOST_KEPT)
+            every = math.ceil(num_steps / self.matrices.most_kept)
             num_steps -= num_steps % every
-            draws = self._run(at, num_steps, every)
+            draws = self._moved(self._run(at, num_steps, every), every)
             taken += num_steps
-            draws = self._learn(draws[len(draws) // 3 :], every)
             at = draws[-1]
             self._choose(draws)
         start = self._around(self.num_chains) if taken == 0 else self._picked(draws)
         steps = self.law.autocorrelation_time * self.slower
-        thinning = min(MOST_THINNING, math.ceil(steps))
+        thinning = min(self.matrices.most_thinning, math.ceil(steps))
         told = {
             "modes": self.num_modes,
             "autocorrelation_time": steps,
             "gradient_noise": self.noise,
+            "control_variates": self.anchored,
             "largest_curvature": self.hardest,
             "pilot_steps": taken,
         }
@@ -154,7 +159,7 @@ class Tuner:
             kernel=self.chosen,
             frame=self._frame(self.num_chains),
             start=self._position(start),
-            settling=SETTLING * thinning,
+            settling=self.matrices.settling(SETTLING * math.ceil(steps), thinning),
             thinning=thinning,
             pilot_steps=taken,
             told=told,
@@ -170,12 +175,12 @@ class Tuner:
         """A draw of the normal around the center of each chain, `(number, d)`."""
         centers = self.centers[self._group(number)]
         noise = torch.randn(centers.shape, generator=self.generator, dtype=torch.float64, device="cpu")
-        return centers + self.sd * noise.to(centers)
+        return centers + self.matrices.scatter * self.sd * noise.to(centers)
 
     def _picked(self, draws: Tensor) -> Tensor:
         """For every chain one of the draws `(n, pilot chains, d)` of a pilot chain that started at the same mode."""
         when = torch.randint(len(draws), (self.num_chains,), generator=self.generator, device="cpu")
-        alike = PILOT_CHAINS // len(self.centers) * len(self.centers)
+        alike = draws.shape[1] // len(self.centers) * len(self.centers)
         return draws[when, torch.arange(self.num_chains, device="cpu") % alike]
 
     def _group(self, number: int) -> Tensor:
@@ -184,57 +189,59 @@ class Tuner:
 
     def _frame(self, number: int) -> Frame:
         """The coordinates, with anchors for so many chains."""
-        if not self.noisy:
+        if not self.anchored:
             return Frame(self.whitened)
         if not self.anchors:
-            self.anchors = [anchor_at(self.whitened, self.blocks, self.whitened.unflat(each)) for each in self.centers]
+            self.anchors = [
+                anchor_at(self.whitened, self.matrices.blocks, self.whitened.unflat(each)) for each in self.centers
+            ]
         chosen = [self.anchors[group] for group in self._group(number).tolist()]
         return Frame(self.whitened, pytree.tree_map(lambda *leaves: torch.stack(leaves), *chosen))
 
     def _choose(self, draws: Tensor, quantile: float = 1.0) -> None:
         """The step size, and V, from curvature and noise at draws `(n, pilot chains, d)`."""
-        self.hardest = max(HARDEST_CURVATURE, float(self._curvatures(draws).quantile(quantile)))
-        variance: Position = self._variance(draws) if self.noisy else {}
-        self.noise = max([float(leaf.max()) for leaf in variance.values()], default=0.0) / self.sd**2
-        step_size = largest_step(
-            self.kernel, self.tolerance / 2, self.hardest, self.noise, self.epoch, self.largest_step
-        )
-        self.law = law_of(self.kernel, step_size)
-        self.chosen: Any = replace(self.kernel, step_size=step_size)
-        if variance and hasattr(self.kernel, "gradient_variance"):
-            share = noise_gain(self.law.response, self.epoch) / noise_gain(self.law.response, math.inf)
-            self.chosen = replace(self.chosen, gradient_variance=tree.scale(variance, share))
+        curvatures = self.matrices.curvatures(self.whitened, self._some(draws).flatten(0, 1))
+        self.hardest = max(HARDEST_CURVATURE, float(curvatures.quantile(quantile)))
+        found = [self._suited(draws, anchored) for anchored in (self.matrices.choices if self.noisy else (False,))]
+        # a control variate is paid for by a second gradient
+        best, self.anchored = min(found, key=lambda each: (1 + each[1]) * each[0].law.autocorrelation_time)
+        self.chosen, self.law, self.noise = best
+
+    def _suited(self, draws: Tensor, anchored: bool) -> tuple[Suited, bool]:
+        """The kernel with the step size that suits minibatches with control variates, or without."""
+        variance: Position = self._variance(draws, anchored) if self.noisy else {}
+        noise = self.matrices.strength(variance) / self.sd**2 if variance else 0.0
+        limits = self.epoch, self.largest_step, self.matrices.most_noise
+        return suited(self.kernel, self.tolerance / 2, self.hardest, variance, noise, *limits), anchored
 
     def _some(self, draws: Tensor) -> Tensor:
         """Draws of all chains at a few times, as many of each center's chains, `(n, chains, d)`."""
         when = torch.linspace(0, len(draws) - 1, max(1, NOISE_POSITIONS // draws.shape[1]), device="cpu").long()
         return draws[when, : draws.shape[1] // len(self.centers) * len(self.centers)]
 
-    def _curvatures(self, draws: Tensor) -> Tensor:
-        """The largest curvature per datum, in size, at a few draws."""
-        batch = self.blocks[0]
-        if len(batch.indices) > CURVATURE_ROWS and self.compiled.structure.minibatch_error is None:
-            rows = torch.randperm(self.compiled.num_data, generator=self.generator, device="cpu")
-            batch = self.compiled.batch(rows[:CURVATURE_ROWS])
-        return largest_curvatures(self.whitened, batch, self.whitened.unflat(self._some(draws).flatten(0, 1)))
-
-    def _variance(self, draws: Tensor) -> Position:
+    def _variance(self, draws: Tensor, anchored: bool) -> Position:
         """V at a few draws."""
-        at = self._some(draws).flatten(0, 1)
-        size, generator = self.compiled.batch_size, torch.Generator().manual_seed(next(self.seeds))
-        anchors, positions = self._frame(len(at)).anchor, self.whitened.unflat(at)
-        assert anchors and size is not None
-        target, gather = ControlVariate(self.whitened), self.compiled.gathered
-        return noise_variance(target, gather, self.compiled.num_data, size, anchors, positions, generator)
+        at = self._some(draws).flatten(0, 1)[: self.matrices.noise_positions]
+        compiled, generator = self.compiled, torch.Generator().manual_seed(next(self.seeds))
+        size, positions = compiled.batch_size, self.whitened.unflat(at)
+        assert size is not None
+        anchors = without_all_rows(self.whitened.unflat(self.centers[self._group(len(at))])) if anchored else ()
+        target = ControlVariate(self.whitened) if anchored else self.whitened
+        repeats = self.matrices.noise_repeats
+        return noise_variance(
+            target, compiled.gathered, compiled.num_data, size, anchors, positions, generator, repeats
+        )
 
-    def _run(self, at: Tensor, num_steps: int, every: int) -> Tensor:
-        """Draws of a window of the pilot, `(n, pilot chains, d)`, with smaller steps where a chain diverges."""
-        frame, start = self._frame(len(at)), self._position(at)
+    def _run(self, at: Tensor, num_steps: int, every: int) -> Learned:
+        """A window of the pilot, with smaller steps where a chain diverges."""
+        start = self._position(at)
         for _ in range(MOST_HALVINGS):
+            frame = self._frame(len(at))  # a smaller step may do without control variates
             seeds = (next(self.seeds), next(self.seeds))
-            found = explore(self.compiled, self.chosen, num_steps // every, every, start, seeds, frame)
-            if found is not None:
-                return self._vector(found)
+            number = num_steps // every
+            learned = self.matrices.explored(self.chosen, number, every, start, seeds, frame, self.centers)
+            if learned is not None:
+                return learned
             self.largest_step = self.chosen.step_size / 2
             self._choose(at.unsqueeze(0))
         raise StartError(
@@ -242,19 +249,10 @@ class Tuner:
             "nearer to the posterior (initial={...}), rescale, or set a step_size: ps.kernels.SGHMC(step_size=...)."
         )
 
-    def _learn(self, draws: Tensor, every: int) -> Tensor:
-        """Takes coordinates, centers and autocorrelation from draws `(n, pilot chains, d)`; these in the new ones."""
-        group = self._group(PILOT_CHAINS)
-        self.centers = torch.stack([draws[:, group == each].mean((0, 1)) for each in range(len(self.centers))])
-        scaled = (draws - self.centers[group]) / self.sd
-        times = torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2))
-        self.slower = max(1.0, float(times.max()) * every / self.law.autocorrelation_time)
-        effective = scaled.shape[0] * scaled.shape[1] / float(times.max())
-        lower = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
-        origin, self.anchors = self.centers[0], []
-        self.whitened = self.whitened.moved(self.whitened.unflat(origin), lower)
-        self.centers, draws = (
-            torch.linalg.solve_triangular(lower, (each - origin).unsqueeze(-1), upper=False).squeeze(-1)
-            for each in (self.centers, draws)
-        )
+    def _moved(self, learned: Learned, every: int) -> Tensor:
+        """Takes coordinates, centers and autocorrelation from a window of the pilot; its draws in the new ones."""
+        self.slower = max(1.0, learned.time * every / self.law.autocorrelation_time)
+        origin, self.anchors = learned.centers[0], []
+        self.whitened = self.whitened.moved(self.whitened.unflat(origin), learned.spread)
+        self.centers, draws = (divided(each - origin, learned.spread) for each in (learned.centers, learned.draws))
         return draws

@@ -36,19 +36,31 @@ class Whitened:
         self.shapes = tree.shapes(mode.position)
         self.center = tree.ravel(mode.position)
         self.factor, self.inverse = Spectrum.of(mode.negative_hessian / num_data).factors()
+        self._cut()
 
     def moved(self, center: Position, spread: Tensor) -> Whitened:
-        """Other coordinates of the same target: their center in these, and L times the lower triangle `spread`."""
+        """Other coordinates of the same target: their center in these, and L times a lower triangle, or a diagonal."""
         result = copy(self)
         result.center = tree.ravel(self.position(center))
+        if self.factor.ndim == spread.ndim == 1:
+            result.factor, result.inverse = self.factor * spread, self.inverse / spread
+            result._cut()
+            return result
         dense = torch.diag(self.factor) if self.factor.ndim == 1 else self.factor
         back = torch.diag(self.inverse) if self.inverse.ndim == 1 else self.inverse
         result.factor = dense @ spread
         result.inverse = torch.linalg.solve_triangular(spread, back, upper=False)
         return result
 
+    def _cut(self) -> None:
+        """Center and diagonal by site."""
+        self.centers = self.unflat(self.center)
+        self.factors = self.unflat(self.factor) if self.factor.ndim == 1 else {}
+
     def position(self, z: Position) -> Position:
         """The target's position; leaves may have leading axes, which stay."""
+        if self.factor.ndim == 1:  # leaf by leaf: vectors of all coordinates would cost large models a tenth of a step
+            return {name: self.centers[name] + self.factors[name] * leaf for name, leaf in z.items()}
         return self.unflat(self.center + _times(self.factor, self.flat(z)))
 
     def coordinates(self, position: Position) -> Position:
@@ -93,3 +105,11 @@ class Whitened:
 def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
     """A matrix, or a diagonal, times vectors along the last axis."""
     return matrix * vectors if matrix.ndim == 1 else vectors @ matrix.T
+
+
+def divided(vectors: Tensor, spread: Tensor) -> Tensor:
+    """The inverse of a lower triangle, or of a diagonal, times vectors along the last axis."""
+    if spread.ndim == 1:
+        return vectors / spread
+    solved: Tensor = torch.linalg.solve_triangular(spread, vectors.unsqueeze(-1), upper=False).squeeze(-1)
+    return solved

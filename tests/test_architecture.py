@@ -26,11 +26,12 @@ ORDER = [
     "arrays", "datasets", "data", "records", "params", "contraction", "enumeration", "bijections", "subsample",
     "handlers", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites", "outputs", "starts", "terms",
     "compile", "graph", "recorder", "tracing", "capture", "cached", "inductor", "native", "inlined", "choice",
-    "keyed", "batches", "hessian", "mode", "climbs", "law", "bias", "spread", "convergence", "superchains",
-    "whitening", "gradient", "local", "inputs", "arriving", "progress", "moments", "collected", "loop", "steps",
-    "draws", "given", "initial", "sample", "gradient_noise", "tunable", "warmup", "other_rows", "predict",
-    "inference_data", "storage", "groups", "temperature", "health", "assessment", "posterior", "outcome", "files",
-    "bayesian", "inference", "__init__", "__main__",
+    "keyed", "batches", "hessian", "mode", "climbs", "law", "bias", "step_sizes", "spread", "convergence",
+    "superchains", "whitening", "gradient", "local", "inputs", "arriving", "progress", "moments", "collected",
+    "loop", "steps", "draws", "given", "initial", "sample", "gradient_noise", "dense", "products", "newton_cg",
+    "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "predict", "inference_data",
+    "storage", "groups", "temperature", "health", "assessment", "posterior", "outcome", "files", "bayesian",
+    "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else

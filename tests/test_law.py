@@ -12,8 +12,10 @@ from kernel_cases import AFFINE, KernelCase, name_of
 from torch import Tensor
 from torch.func import vmap
 
-from pyro_scale.kernels import BAOAB, SGHMC, SGLD
-from pyro_scale.law import LARGEST, SMALLEST, largest_step, law_of, noise_gain
+from pyro_scale.bias import predicted_bias
+from pyro_scale.kernels import BAOAB, SGHMC, SGLD, SGNHT
+from pyro_scale.law import law_of, noise_gain
+from pyro_scale.step_sizes import LARGEST, MOST_NOISE, SMALLEST, largest_step
 from pyro_scale.types import Position, Settings
 
 
@@ -119,3 +121,14 @@ def test_the_largest_step_is_at_the_edge() -> None:
     assert 30 * noise_gain(law_of(BAOAB(), noisy).response, 1000.0) < 0.2
     assert 30 * noise_gain(law_of(BAOAB(), 1.06 * noisy).response, 1000.0) > 0.2
     assert largest_step(SGLD(), 1e-9, 2.0, 0.0, 10.0, LARGEST) == pytest.approx(SMALLEST, rel=0.06)
+
+
+def test_a_thermostat_takes_steps_at_which_cancelled_noise_cools_little() -> None:
+    """Momenta see the noise of minibatches of which, over a permutation, positions see little: sds come out narrow."""
+    found = largest_step(SGNHT(), 0.02, 2.0, 50.0, 20.0, LARGEST)
+    narrow, chosen = (
+        float(predicted_bias(SGNHT(step_size=step), torch.ones(1), 50.0, 1, 20.0).minibatches) for step in (0.06, found)
+    )
+    assert MOST_NOISE > 0.06**2 * 50  # which is the other condition
+    assert narrow < -0.15
+    assert -0.02 <= chosen < -0.01

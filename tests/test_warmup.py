@@ -15,9 +15,9 @@ from small_models import numbers
 from torch import Tensor
 
 import pyro_scale as ps
+from pyro_scale.dense import MOST_THINNING
 from pyro_scale.kernels import METHODS, SGHMC, SGNHT
 from pyro_scale.posterior import Posterior
-from pyro_scale.warmup import MOST_THINNING
 
 NUM_ROWS, NOISE = 400, 3.0
 SCALES = torch.tensor([1.0, 1e-3, 250.0, 1.0], dtype=torch.float64)

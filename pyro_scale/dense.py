@@ -1,0 +1,150 @@
+"""What warm-up does with matrices: modes by Newton's method, all eigenvalues, covariances of draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_scale.climbs import curvature_at, distinct_modes
+from pyro_scale.compile import CompiledModel
+from pyro_scale.gradient import Frame
+from pyro_scale.hessian import largest_curvatures, row_blocks
+from pyro_scale.mode import Mode
+from pyro_scale.sample import explore
+from pyro_scale.spread import autocorrelation_times, shrunk_covariance
+from pyro_scale.step_sizes import MOST_NOISE
+from pyro_scale.types import Kernel, Position
+from pyro_scale.whitening import Whitened
+
+PILOT_CHAINS = 8
+CURVATURE_ROWS = 4096
+MOST_THINNING = 1000
+SETTLING = 10
+"""Autocorrelation times from the pilot's end to the first draw."""
+
+
+class Ascended(NamedTuple):
+    """Where the climbs from a few starts ended.
+
+    Attributes:
+        modes: the distinct modes; empty if there is none.
+        best: the highest of them, or the first start, with the curvature that coordinates are to be whitened by.
+    """
+
+    modes: Sequence[Mode]
+    best: Mode
+
+
+class Learned(NamedTuple):
+    """What a window of the pilot teaches; vectors are in its coordinates.
+
+    Attributes:
+        draws: where its chains were, in order, `(n, pilot chains, d)`.
+        centers: means of the chains of each center, `(centers, d)`.
+        spread: lower triangle, `(d, d)`, that turns better coordinates into those of the window; its diagonal, `(d,)`,
+            where it is one.
+        time: kept positions that bring one independent draw.
+    """
+
+    draws: Tensor
+    centers: Tensor
+    spread: Tensor
+    time: float
+
+
+class Dense:
+    """Of models whose matrices fit.
+
+    Args:
+        compiled: the model.
+        sd: of the coordinates, where they are right.
+        generator: of what is random.
+
+    Attributes:
+        chains: of the pilot.
+        most_steps, most_kept: of a window of the pilot, and positions kept of each chain there.
+        most_thinning: steps from draw to draw.
+        scatter: sd of the first starts around their centers, relative to that of the coordinates.
+        choices: whether minibatches get control variates; the better, where there are two.
+        noise_positions, noise_repeats: at which the noise of minibatches is measured, and on how many; None for as
+            many as `noise_variance` takes by itself.
+        most_noise: as `largest_step` takes it.
+        blocks: all rows.
+    """
+
+    most_steps: ClassVar[int] = 100_000
+    most_kept: ClassVar[int] = 2000
+    most_thinning: ClassVar[int] = MOST_THINNING
+    chains: ClassVar[int] = PILOT_CHAINS
+    scatter: ClassVar[float] = 1.0
+    choices: ClassVar[Sequence[bool]] = (True,)
+    noise_positions: ClassVar[int] = 16
+    noise_repeats: ClassVar[int | None] = None
+    most_noise: ClassVar[float] = MOST_NOISE
+
+    def __init__(self, compiled: CompiledModel, sd: float, generator: torch.Generator) -> None:
+        self.compiled = compiled
+        self.sd = sd
+        self.generator = generator
+        self.blocks = row_blocks(compiled)
+
+    def ascended(self, starts: Position) -> Ascended:
+        """The modes above the first starts."""
+        modes = distinct_modes(self.compiled, starts)
+        best = modes[0] if modes else curvature_at(self.compiled, self.blocks, {k: v[0] for k, v in starts.items()})
+        # in other modes too steps must be stable
+        curvature = torch.stack([mode.negative_hessian for mode in modes or [best]]).mean(0)
+        return Ascended(modes, best._replace(negative_hessian=curvature))
+
+    def curvatures(self, whitened: Whitened, vectors: Tensor) -> Tensor:
+        """The largest curvature per datum, in size, at a few vectors `(n, d)`."""
+        batch = self.blocks[0]
+        if len(batch.indices) > CURVATURE_ROWS and self.compiled.structure.minibatch_error is None:
+            rows = torch.randperm(self.compiled.num_data, generator=self.generator, device="cpu")
+            batch = self.compiled.batch(rows[:CURVATURE_ROWS])
+        return largest_curvatures(whitened, batch, whitened.unflat(vectors))
+
+    def explored(
+        self,
+        kernel: Kernel,
+        number: int,
+        every: int,
+        start: Position,
+        seeds: Sequence[int],
+        frame: Frame,
+        centers: Tensor,
+    ) -> Learned | None:
+        """What a window of the pilot teaches beyond its first third; None if a chain diverges.
+
+        Args:
+            kernel: with its step size.
+            number: of positions kept of each chain.
+            every: steps from one to the next.
+            start: of the chains, unconstrained.
+            seeds: of the run.
+            frame: what the chains move in.
+            centers: around which they started, one after another, `(centers, d)`.
+        """
+        found = explore(self.compiled, kernel, number, every, start, seeds, frame)
+        if found is None:
+            return None
+        assert frame.whitened is not None
+        draws = frame.whitened.flat(frame.whitened.coordinates(found))[number // 3 :]
+        group = torch.arange(draws.shape[1], device="cpu") % len(centers)
+        centers = torch.stack([draws[:, group == each].mean((0, 1)) for each in range(len(centers))])
+        scaled = (draws - centers[group]) / self.sd
+        time = float(torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2)).max())
+        effective = scaled.shape[0] * scaled.shape[1] / time
+        spread = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
+        return Learned(draws, centers, spread, time)
+
+    def strength(self, variance: Position) -> float:
+        """V where it is largest."""
+        return max(float(leaf.max()) for leaf in variance.values())
+
+    def settling(self, steps: int, thinning: int) -> int:
+        """Steps from the pilot's end to the first draw, of the steps that would be right and the thinning chosen."""
+        return min(steps, SETTLING * thinning)

@@ -1,0 +1,103 @@
+"""The step size that suits a posterior: the largest at which a kernel's own law stays close enough to a normal one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from pyro_scale import tree
+from pyro_scale.bias import predicted_bias
+from pyro_scale.law import Law, law_of, noise_gain
+from pyro_scale.types import Kernel, Position
+
+LARGEST, SMALLEST = 0.5, 1e-4
+"""Step sizes that are looked at, in coordinates of curvature 1."""
+MOST_NOISE = 0.2
+"""Minibatches may add so much to the variance of draws, before it is taken out of the injected noise."""
+
+
+def largest_step(
+    kernel: Kernel,
+    tolerance: float,
+    curvature: float,
+    noise: float,
+    batches_per_epoch: float,
+    limit: float,
+    most_noise: float = MOST_NOISE,
+) -> float:
+    """The largest step size, to 5 per cent, at which the sds of a normal posterior are right within a tolerance.
+
+    Args:
+        kernel: whose step size is looked for.
+        tolerance: of the sd, relative to itself.
+        curvature: per datum, at the hardest place that chains come to.
+        noise: V, relative to temperature / num_data. Kernels without a `gradient_variance` are to absorb it by
+            themselves, which they do while it is small beside 1 / step_size**2 and minibatches cancel little of it;
+            what is left of it then, as `predicted_bias` says, is to be as small as the rest.
+        batches_per_epoch: N / n.
+        limit: the largest that comes into question.
+        most_noise: that minibatches may add to the variance of draws, before it is taken out of the injected noise.
+    """
+
+    def suits(step_size: float) -> bool:
+        if not abs(law_of(kernel, step_size, curvature).sd - 1) <= tolerance:
+            return False
+        if not hasattr(kernel, "gradient_variance"):
+            return step_size**2 * noise <= most_noise and absorbed(step_size)
+        return noise == 0 or noise * noise_gain(law_of(kernel, step_size).response, batches_per_epoch) <= most_noise
+
+    def absorbed(step_size: float) -> bool:
+        if noise == 0:
+            return True
+        given: Any = replace(kernel, step_size=step_size, temperature=1.0)  # type: ignore[type-var]
+        bias = predicted_bias(given, torch.ones(1), noise, 1, batches_per_epoch)
+        return abs(float(bias.minibatches)) <= tolerance
+
+    low, high = min(SMALLEST, limit), limit
+    if suits(high):
+        return high
+    while high > 1.05 * low:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if suits(middle) else (low, middle)
+    return low
+
+
+class Suited(NamedTuple):
+    """A kernel with the step size that suits a posterior.
+
+    Attributes:
+        kernel: with V where it takes one.
+        law: that it has at curvature 1.
+        noise: V, relative to temperature / num_data.
+    """
+
+    kernel: Any
+    law: Law
+    noise: float
+
+
+def suited(
+    kernel: Any,
+    tolerance: float,
+    curvature: float,
+    variance: Position,
+    noise: float,
+    batches_per_epoch: float,
+    limit: float,
+    most_noise: float,
+) -> Suited:
+    """A kernel with the largest step size that suits, and with what minibatches add taken out of the injected noise.
+
+    Args:
+        kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise: as `largest_step` takes them.
+        variance: V of every coordinate; {} for none.
+    """
+    step_size = largest_step(kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise)
+    law, chosen = law_of(kernel, step_size), replace(kernel, step_size=step_size)
+    if variance and hasattr(kernel, "gradient_variance"):
+        share = noise_gain(law.response, batches_per_epoch) / noise_gain(law.response, math.inf)
+        chosen = replace(chosen, gradient_variance=tree.scale(variance, share))
+    return Suited(chosen, law, noise)
