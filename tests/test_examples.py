@@ -50,7 +50,7 @@ def test_readme_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(ps.diagnostics, "nuts", lambda *args, **kw: nuts(*args, **kw, num_samples=20))
     exec(compile("\n".join(PYTHON_BLOCKS), "README.md", "exec"), {})  # our own code
     shown = capsys.readouterr().out
-    assert "r_hat" in shown and "mean_error" in shown and "tensor([" in shown
+    assert "R-hat" in shown and "mean_error" in shown and "tensor([" in shown
     assert (tmp_path / "pima.nc").exists()
 
 
