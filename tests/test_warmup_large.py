@@ -16,7 +16,7 @@ from pyro_scale.compile import compile_model
 from pyro_scale.kernels import SGHMC
 from pyro_scale.posterior import Posterior
 
-NUM_ROWS, NUM_COVARIATES, NOISE = 800, 400, 3.0
+NUM_ROWS, NUM_COVARIATES, NOISE = 620, 310, 3.0
 SCALES = (
     10
     ** torch.linspace(-3, 3, NUM_COVARIATES, dtype=torch.float64)[
@@ -29,8 +29,8 @@ X = X * SCALES
 Y = X @ (numbers(NUM_COVARIATES, seed=3) / SCALES) + NOISE * numbers(NUM_ROWS, seed=2)
 PRIOR = 10 / SCALES
 LINEAR = {"x": X, "y": Y}
-MANY: dict[str, Any] = {"num_samples": 250, "num_chains": 24, "thinning": 25, "warmup_steps": 1500}
-"""Draws worth about two thousand: the largest error of 400 means is then about 0.07, that of sds 0.05."""
+MANY: dict[str, Any] = {"num_samples": 250, "num_chains": 16, "thinning": 20, "warmup_steps": 1200}
+"""Draws worth about a thousand: the largest error of 300 means is then about 0.1, that of sds 0.07."""
 
 
 def linear(x: Tensor, y: Tensor | None = None) -> None:
@@ -62,7 +62,7 @@ def errors(draws: Tensor, mean: Tensor, sd: Tensor) -> tuple[float, float, float
 def test_unscaled_covariates_have_their_exact_posterior(method: str, size: int | None) -> None:
     posterior = tuned(linear, LINEAR, method=method, batch_size=size, **MANY)
     mean, low, high = errors(posterior.draws["w"], *exact())
-    assert mean < 0.1
+    assert mean < 0.13
     assert 0.9 < low < high < 1.1
     assert posterior.settings["tuning"]["modes"] == 1
 
