@@ -65,13 +65,13 @@ def bayesian(
     Example:
         >>> import pyro.distributions as dist
         >>> import pyro_scale as ps
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 50), torch.nn.Tanh(), torch.nn.Linear(50, 1))
+        >>> layers = [nn.Linear(4, 50, device="meta"), nn.Tanh(), nn.Linear(50, 1, device="meta")]  # values: not needed
         >>> def by_inputs(name, value):
         ...     return dist.Normal(0.0, value.shape[-1] ** -0.5)
         >>> model = ps.bayesian(
-        ...     net,
+        ...     nn.Sequential(*layers),
         ...     prior={"*.weight": by_inputs, "*.bias": dist.Normal(0.0, 1.0)},
-        ...     likelihood=lambda out: dist.Normal(out.squeeze(-1), 0.1),
+        ...     likelihood=lambda out: dist.Normal(out.squeeze(-1), 1.0),
         ... )
         >>> x, y = torch.ones(30, 4), torch.ones(30)
         >>> posterior = ps.infer(model, {"x": x, "y": y}, batch_size=10, num_samples=5, num_chains=2, seed=0)
