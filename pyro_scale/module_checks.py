@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -71,6 +72,19 @@ def check_held(held: Mapping[str, Tensor]) -> None:
         raise ArgumentError(
             f"{names_of(without)} are on the device 'meta' and have no values to be held at. Build the module on "
             "another device, or give them a prior."
+        )
+
+
+@contextmanager
+def unchanged(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raises `ArgumentError` where a forward call has written to a parameter or buffer."""
+    # in inference mode torch counts no writes
+    before = {name: value._version for name, value in state.items() if not value.is_inference()}
+    yield
+    if written := [name for name, version in before.items() if state[name]._version != version]:
+        raise ArgumentError(
+            f"The module's forward writes to {names_of(written)}, and parameters and buffers are not to change while "
+            "their density is computed. Switch it off (running statistics: module.eval(); Embedding: max_norm=None)."
         )
 
 

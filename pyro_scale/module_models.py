@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from pyro_scale.data import Model
 from pyro_scale.errors import ArgumentError
-from pyro_scale.module_checks import check_held, check_mode, check_module, check_site
+from pyro_scale.module_checks import check_held, check_mode, check_module, check_site, unchanged
 from pyro_scale.parameter_priors import Prior, Rule, all_names, chosen, distribution, is_function, kind, placed, rules
 
 Likelihood = Callable[[Any], Distribution]
@@ -136,7 +136,8 @@ class ModuleModel:
         state = {name: placed(value, like) for name, value in self.held.items()}
         for name, rule in self.priors.items():
             state[name] = pyro.sample(name, distribution(name, rule, self.values[name], like))
-        output = functional_call(self.module, state, (), {self.inputs[name]: value for name, value in given.items()})
+        with unchanged(state):
+            output = functional_call(self.module, state, (), {self.inputs[name]: leaf for name, leaf in given.items()})
         fn: Any = self.likelihood(output)
         _check_rows(fn, given)
         with pyro.plate("data", fn.batch_shape[0]):
@@ -164,7 +165,7 @@ def _arguments(module: nn.Module, observed: object) -> tuple[dict[str, str], ins
         )
     either, by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     first = [inspect.Parameter(name, either) for name, each in inputs.items() if each in required]
-    last = [inspect.Parameter(name, by_name, default=None) for name, each in inputs.items() if each not in required]
+    last = [each.replace(kind=by_name) for each in own if each.name not in required]
     return inputs, inspect.Signature([*first, inspect.Parameter(observed, either, default=None), *last])
 
 

@@ -478,7 +478,7 @@ def test_the_module_stays_as_it_is() -> None:
     after = compile_model(model, REGRESSION)
     assert torch.equal(after.log_posterior(position, after.batch()), value)
     module.train()
-    with pytest.raises(ps.errors.ArgumentError, match=r"module\.eval\(\)"):
+    with pytest.raises(ps.errors.ArgumentError, match="BatchNorm1d in training mode"):
         compile_model(model, REGRESSION)
 
 
@@ -538,6 +538,7 @@ class Named(nn.Module):
         (lambda input: input, "(x, y=None)"),
         (lambda image, mask=None: image, "(x, y=None, *, mask=None)"),
         (lambda x, y2: x, "(x, y2, y=None)"),
+        (lambda x, gain=2.0: x, "(x, y=None, *, gain=2.0)"),
         (lambda ids=None, mask=None, **others: ids, "(y=None, *, ids=None, mask=None)"),
         (lambda h, x=None: h, "(h, y=None, *, x=None)"),
         (lambda *, image: image, "(x, y=None)"),
@@ -576,7 +577,7 @@ def test_pyro_runs_the_model_too() -> None:
     assert [name for name in found if name != "data"] == ["0.weight", "0.bias", "2.weight", "2.bias", "obs"]
     assert found["obs"]["is_observed"] and found["obs"]["cond_indep_stack"][0].name == "data"
     assert torch.get_default_dtype() == torch.float32 and found["0.weight"]["value"].dtype == torch.float64
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.inference_mode():
         drawn = pyro.infer.Predictive(model, num_samples=3)(X)
     assert drawn["obs"].shape == (3, N)
 
@@ -745,6 +746,14 @@ def test_likelihoods_that_are_refused(likelihood: Callable[[Tensor], Any], messa
     model = ps.bayesian(built(mlp), prior=NORMAL, likelihood=likelihood)
     with pytest.raises(ps.errors.ArgumentError, match=message):
         compile_model(model, REGRESSION)
+
+
+@pytest.mark.parametrize("trained", ["0.weight", "1.*"], ids=["a site", "held"])
+def test_modules_that_write_to_their_parameters_are_refused(trained: str) -> None:
+    module = built(lambda: nn.Sequential(nn.Embedding(5, 1, max_norm=0.1), nn.Linear(1, 1)))
+    model = ps.bayesian(module, prior=NORMAL, likelihood=around, sites=trained)
+    with pytest.raises(ps.errors.ArgumentError, match=r"forward writes to '0\.weight', and .* max_norm=None"):
+        compile_model(model, {"x": whole(5, N, seed=1), "y": Y})
 
 
 def test_modules_that_join_rows_are_refused() -> None:
