@@ -5,14 +5,13 @@ from .errors_in_variables import noisy_covariate, true_value_moments, usual_pres
 from .factorisation import matrix_factorisation, movielens, rmse
 from .glm import logistic_regression, pima
 from .mixtures import enumerated_mixture, faithful, normal_mixture
-from .networks import BayesianMLP, concrete
+from .networks import concrete, perceptron
 from .problem import Moments, Problem
 from .schools import eight_schools, eight_schools_centered, schools_centered, schools_noncentered
 from .varying_intercepts import county_intercepts, radon, radon_moments
 from .wells import double_well, mode_weights, quadrant, well_density
 
 __all__ = [
-    "BayesianMLP",
     "Moments",
     "Problem",
     "body_mass",
@@ -31,6 +30,7 @@ __all__ = [
     "movielens",
     "noisy_covariate",
     "normal_mixture",
+    "perceptron",
     "pima",
     "quadrant",
     "radon",

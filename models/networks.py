@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
+
+from pyro_scale.data import Model
+from pyro_scale.module_models import bayesian
 
 from .problem import Problem
 from .r_tables import double, r_table
@@ -19,7 +22,7 @@ PREDICTORS = (
 HELD_OUT = 103
 
 
-class BayesianMLP(PyroModule):
+def perceptron(inputs: int, hidden: int = 50) -> Model:
     """Regression by a network of one hidden layer; weights are normal with variance 1 / number of inputs.
 
     Args:
@@ -27,26 +30,16 @@ class BayesianMLP(PyroModule):
         hidden: units of the hidden layer.
     """
 
-    def __init__(self, inputs: int, hidden: int = 50) -> None:
-        super().__init__()
-        self.hidden = self._layer(inputs, hidden)
-        self.output = self._layer(hidden, 1)
+    def prior(name: str, value: Tensor) -> Any:
+        return dist.Normal(0.0, 1.0 if name.endswith("bias") else value.shape[1] ** -0.5)
 
-    @staticmethod
-    def _layer(inputs: int, outputs: int) -> Any:
-        linear: Any = PyroModule[nn.Linear]
-        layer = linear(inputs, outputs, device="meta")  # without values, which would be random: the sites replace them
-        # functions, which are called in every run: tensors made here would keep the dtype and device of now
-        layer.weight = PyroSample(lambda _: dist.Normal(0.0, inputs**-0.5).expand([outputs, inputs]).to_event(2))
-        layer.bias = PyroSample(lambda _: dist.Normal(0.0, 1.0).expand([outputs]).to_event(1))
-        return layer
+    def likelihood(output: Tensor) -> Any:
+        return dist.Normal(output.squeeze(-1), pyro.sample("noise", dist.HalfNormal(1.0)))
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        mean: Tensor = self.output(self.hidden(x).tanh()).squeeze(-1)
-        noise = pyro.sample("noise", dist.HalfNormal(1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("obs", dist.Normal(mean, noise), obs=y)
-        return mean
+    # without values, which would be random: the sites replace them
+    layers = {"hidden": nn.Linear(inputs, hidden, device="meta"), "tanh": nn.Tanh()}
+    layers["output"] = nn.Linear(hidden, 1, device="meta")
+    return bayesian(nn.Sequential(OrderedDict(layers)), prior=prior, likelihood=likelihood)
 
 
 def concrete() -> Problem:
@@ -64,7 +57,7 @@ def concrete() -> Problem:
     return Problem(
         name="concrete",
         description="Strength of concrete by a Bayesian network of 50 hidden units; a tenth of the rows is held out.",
-        model=BayesianMLP(inputs=len(PREDICTORS)),
+        model=perceptron(inputs=len(PREDICTORS)),
         data={"x": x[HELD_OUT:], "y": y[HELD_OUT:]},
         held_out={"x": x[:HELD_OUT], "y": y[:HELD_OUT]},
     )

@@ -7,6 +7,7 @@ from pyro_scale import errors, kernels, schedules
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.files import load
 from pyro_scale.inference import infer
+from pyro_scale.module_models import bayesian
 from pyro_scale.posterior import Posterior
 from pyro_scale.predict import Prediction
 
@@ -14,6 +15,7 @@ __all__ = [
     "CompiledModel",
     "Posterior",
     "Prediction",
+    "bayesian",
     "compile_model",
     "errors",
     "infer",

@@ -15,6 +15,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_scale import bayesian
+from pyro_scale.data import Model
+
 N = 24
 DIM = 3
 GROUPS = 4
@@ -412,6 +415,16 @@ class Registered:
             pyro.sample("obs", dist.Normal(network(x) @ w, 1.0), obs=y)
 
 
+def network_with_priors() -> Model:
+    """A module of torch, whose parameters are the sites."""
+    layers = [torch.nn.Linear(DIM, 4, device="meta"), torch.nn.Tanh(), torch.nn.Linear(4, 1, device="meta")]
+    return bayesian(
+        torch.nn.Sequential(*layers),
+        prior={"*.bias": dist.Normal(0.0, 2.0), "*": lambda name, value: dist.Normal(0.0, value.shape[-1] ** -0.5)},
+        likelihood=lambda out: dist.Normal(out.squeeze(-1), pyro.sample("noise", dist.HalfNormal(1.0))),
+    )
+
+
 class RegressionWithPriors(pyro.nn.PyroModule):
     """Priors set on the parameters of a network, as in Pyro's tutorial."""
 
@@ -661,6 +674,7 @@ CASES = [
     Case("module", Network(), {"x": X, "y": Y}, dims={"obs": ("data",), "mean": ("data",)}),
     Case("callable object", Prior(), {"y": Y}),
     Case("PyroModule", RegressionWithPriors(), {"x": X, "y": Y}),
+    Case("ps.bayesian", network_with_priors(), {"x": X, "y": Y}),
     Case(
         "own subsample, closed over", own_subsample_closed_over, {}, arguments={"obs": None},
         passed=(linear_with_known_noise, {"x": X, "y": Y}),

@@ -55,7 +55,7 @@ ROWS = [
          "own subsample, pyro.subsample", "own subsample, groups and weights", "own subsample, crossed with columns",
          "own subsample, latents of rows", "own subsample, mixture", "closed over, by index"),
     ),
-    Row("`nn.Module`", True, ("module", "callable object", "PyroModule")),
+    Row("`nn.Module`", True, ("module", "callable object", "PyroModule", "ps.bayesian")),
     Row("`pyro.param`", True, ("params", "pyro.module", "PyroModule with parameters")),
     Row("`pyro.deterministic`", True, ("deterministic sites",)),
     Row("`pyro.factor`", True, ("factors", "only a factor")),
