@@ -146,6 +146,7 @@ def nuts(
             "num_samples": num_samples,
             "warmup_steps": warmup_steps,
             "thinning": 1,
+            "temperature": 1.0,
             "batch_size": None,
             "num_data": compiled.num_data,
             "dtype": str(compiled.data.dtype).removeprefix("torch."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +23,8 @@ from pyro_scale.temperature import Measured, configurational, gradients_at
 from pyro_scale.types import Kernel, Position
 
 MOST_POSITIONS = 1024
-MOST_NUMBERS = 2**26
-"""Of all positions together."""
+MOST_NUMBERS = 2**22
+"""Of all positions together; the gradients of several sets of rows are as many each."""
 LEAST_EVALUATIONS, MOST_EVALUATIONS = 2**18, 2**26
 SHARE = 0.2
 """Of the rows' gradients that a run took, so many more are taken here, within these bounds."""
@@ -65,7 +66,9 @@ def by_gradients(
         settings: of the posterior.
         num_steps: that each chain took.
     """
-    temperature = settings.get("temperature", 1.0)
+    if "temperature" not in settings:
+        return [], ["Temperatures are not checked: the file does not tell that of the run."]
+    temperature = settings["temperature"]
     if not temperature:
         return [], ["Temperatures are not checked: the kernel's is a schedule, or 0."]
     if reason := why_not_examined(compiled, draws):
@@ -77,9 +80,10 @@ def by_gradients(
     wide = "Lower step_size or raise batch_size, or leave step_size None to have them tuned; then run longer."
     narrow = "Chains have not been everywhere: run them longer, or start them further apart (initial)."
     found = [of_sds("sd error, by gradients", sd_errors(examined, temperature), 2 * tolerance, wide, narrow)]
+    left_out = [] if found[0] is not None else ["Temperatures are not checked: there are too few independent draws."]
     if kernel is not None and not settings["tuning"] and not callable(kernel.step_size):
         found += _predicted(bias_of(compiled, kernel, examined), tolerance)
-    return [check for check in found if check is not None], []
+    return [check for check in found if check is not None], left_out
 
 
 def _predicted(bias: Bias | None, tolerance: float) -> list[Check]:
@@ -129,7 +133,7 @@ def examine(compiled: CompiledModel, draws: Mapping[str, Tensor], evaluations: i
     rows = min(compiled.num_data, max(LEAST_ROWS, allowed // MOST_POSITIONS))
     if compiled.structure.minibatch_error is not None:
         rows = compiled.num_data
-    number = min(MOST_POSITIONS, max(1, allowed // rows), max(1, MOST_NUMBERS // size))
+    number = min(MOST_POSITIONS, max(1, allowed // rows), max(1, MOST_NUMBERS // max(1, size)))
     some = thinned(latent, min(num_samples, max(1, number // num_chains)))
     flat = {name: value.flatten(0, 1) for name, value in some.items()}
     positions: Position = over_draws(compiled.unconstrain, flat, num_rows=compiled.rows_run(list(latent)))
@@ -140,7 +144,7 @@ def examine(compiled: CompiledModel, draws: Mapping[str, Tensor], evaluations: i
     gradients = [gradients_at(compiled, positions, batch) for batch in batches]
 
     def by_chain(leaf: Tensor) -> Tensor:
-        return leaf.reshape(num_chains, -1, *leaf.shape[1:])
+        return leaf.reshape(num_chains, len(leaf) // num_chains, *leaf.shape[1:])
 
     return Examined(tree.map(by_chain, positions), [tree.map(by_chain, each) for each in gradients])
 
@@ -175,6 +179,8 @@ def bias_of(compiled: CompiledModel, kernel: Any, examined: Examined) -> Bias | 
     # what is not positive is not told from 0 by so many positions
     curvatures = curvatures.clamp(min=LEAST_CURVATURE * float(curvatures.max()))
     epoch = compiled.num_data / (compiled.batch_size or compiled.num_data)
+    if isinstance(taken := getattr(kernel, "gradient_variance", None), dict):  # in the order of the positions
+        kernel = replace(kernel, gradient_variance={n: taken[n].expand(s) for n, s in compiled.latent.items()})
     noise = _noise(compiled, examined.positions)
     return predicted_bias(kernel, vectors * curvatures @ vectors.T, noise, compiled.num_data, epoch)
 
@@ -196,6 +202,8 @@ def _noise(compiled: CompiledModel, positions: Position) -> Tensor:
     """Covariance over minibatches of the gradient per datum, `(d, d)`."""
     flat = tree.map(lambda leaf: leaf.flatten(0, 1), positions)
     number, size = len(_all(positions)), compiled.batch_size or compiled.num_data
+    if size >= compiled.num_data:
+        return torch.zeros(2 * (_all(positions).shape[1],), dtype=torch.float64)
     chosen = torch.linspace(0, number - 1, min(number, NOISE_POSITIONS)).long()
     some, generator = tree.map(lambda leaf: leaf[chosen], flat), torch.Generator().manual_seed(0)
     repeats = [

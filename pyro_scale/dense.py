@@ -143,7 +143,7 @@ class Dense:
 
     def strength(self, variance: Position) -> float:
         """V where it is largest."""
-        return max(float(leaf.max()) for leaf in variance.values())
+        return max(float(leaf.max()) for leaf in variance.values() if leaf.numel() > 0)
 
     def settling(self, steps: int, thinning: int) -> int:
         """Steps from the pilot's end to the first draw, of the steps that would be right and the thinning chosen."""

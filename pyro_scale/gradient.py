@@ -72,9 +72,7 @@ class Frame(NamedTuple):
 def without_all_rows(positions: Position) -> Anchor:
     """Anchors at positions `(n, *site)` that lack the gradient of all rows: a constant, which is no noise."""
     first = next(iter(positions.values()))
-    return Anchor(
-        positions, tree.map(torch.zeros_like, positions), torch.zeros_like(first.reshape(len(first), -1)[:, 0])
-    )
+    return Anchor(positions, tree.map(torch.zeros_like, positions), first.new_zeros(len(first)))
 
 
 def anchor_at(target: LogPosterior, blocks: Sequence[Batch], position: Position) -> Anchor:

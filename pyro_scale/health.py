@@ -9,28 +9,18 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_scale.convergence import LEAST_DRAWS, ess, rhat, rhat_nested
 from pyro_scale.progress import interactive
 from pyro_scale.temperature import Measured
 
 logger = logging.getLogger("pyro_scale")
 
-RHAT_LIMIT = 1.01
-ESS_A_CHAIN = 100
-"""The limits of Vehtari et al. (2021), Rank-normalization, folding, and localization, Bayesian Analysis."""
-MOST_SCALARS = 256
-"""Of more values so many are looked at, evenly spaced, at least one of every site."""
 CLAMPED_LIMIT = 0.01
-FALSE_ALARMS = 1e-3
-"""How often superchains of one draw a chain, all right, may fail."""
 ERRORS = 3
 """A number that is measured fails when it is beyond its limit by so many of its standard errors."""
 WIDTH = 110
-LONGER = "Raise num_samples or thinning"
 
 
 class Check(NamedTuple):
@@ -87,7 +77,9 @@ class Health:
 
     def __str__(self) -> str:
         number = len(self.checks)
-        verdict = f"{len(self.failed)} of {number} checks failed" if self.failed else f"{number} checks passed"
+        verdict = f"{number} checks passed" if number else "no checks could be made"
+        if self.failed:
+            verdict = f"{len(self.failed)} of {number} checks failed"
         cells = [
             (one.name, _number(one.value), f"limit {_number(one.limit)}", _word(one), one.where) for one in self.checks
         ]
@@ -128,72 +120,6 @@ def _named(check: Check) -> str:
     return f"{check.name} of {check.where}" if check.where else check.name
 
 
-def of_superchains(draws: Mapping[str, Tensor], num_superchains: int) -> list[Check]:
-    """Nested R-hat of chains of which some started together, `(num_chains, num_samples, *site)`."""
-    names, values = scalars(draws)
-    number, groups = values.shape[2], num_superchains
-    # chains that have forgotten their starts have means that differ as much as one draw of each chain explains
-    degrees = groups - 1
-    normal = float(torch.special.ndtri(torch.tensor(1 - FALSE_ALARMS / max(1, number), dtype=torch.float64)))
-    explained = (1 - 2 / (9 * degrees) + normal * math.sqrt(2 / (9 * degrees))) ** 3 * groups / len(values)
-    limit = math.sqrt(RHAT_LIMIT**2 + explained)
-    remedy = "chains remember where they started. Raise warmup_steps."
-    check = _within("nested R-hat", rhat_nested(values, groups), limit, names, remedy)
-    return [] if check is None else [check]
-
-
-def of_draws(draws: Mapping[str, Tensor], num_modes: int = 1) -> list[Check]:
-    """R-hat and effective sample sizes, as far as there are enough draws to tell.
-
-    Args:
-        draws: site -> `(num_chains, num_samples, *site)`.
-        num_modes: that are known, and that no chain leaves.
-    """
-    names, values = scalars(draws)
-    num_chains, num_samples, number = values.shape
-    if num_samples < LEAST_DRAWS or number == 0:
-        return []
-    apart, (bulk, tail) = rhat(values), ess(values)
-    modes = "If they stay apart, they"
-    if num_modes > 1:
-        modes = f"Warm-up found {num_modes} modes, and chains"
-    found = [
-        _within("R-hat", apart, RHAT_LIMIT, names, f"chains disagree. {LONGER}. {modes} have found different modes."),
-        _within("ESS, mean", -bulk, -ESS_A_CHAIN * num_chains, names, f"too few independent draws. {LONGER}."),
-        _within("ESS, tails", -tail, -ESS_A_CHAIN * num_chains, names, f"too few independent draws. {LONGER}."),
-    ]
-    return [check for check in found if check is not None]
-
-
-def scalars(draws: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
-    """Names, as "w[2, 0]", and draws `(num_chains, num_samples, values)` of all values, or of some of too many."""
-    total = sum(value[0, 0].numel() for value in draws.values())
-    names: list[str] = []
-    columns: list[Tensor] = []
-    for site, value in draws.items():
-        shape, size = value.shape[2:], value[0, 0].numel()
-        wanted = size if total <= MOST_SCALARS else max(1, MOST_SCALARS * size // total)
-        chosen = torch.linspace(0, size - 1, min(size, wanted)).round().long()
-        columns.append(value.reshape(*value.shape[:2], -1)[..., chosen.to(value.device)])
-        if not shape:
-            names.append(site)
-            continue
-        places = zip(*(each.tolist() for each in torch.unravel_index(chosen, shape)), strict=True)
-        names += [f"{site}[{', '.join(map(str, place))}]" for place in places]
-    return names, torch.cat([column.double() for column in columns], -1)
-
-
-def _within(name: str, values: Tensor, limit: float, names: Sequence[str], remedy: str) -> Check | None:
-    """Of the largest value; negative ones stand for what has a smallest. None if all are undefined, as of constants."""
-    known = torch.where(values.isnan(), -math.inf, values)
-    worst = int(known.argmax())
-    value = float(known[worst])
-    if value == -math.inf:
-        return None
-    passed = value <= limit
-    return Check(name, abs(value), abs(limit), passed, names[worst], "" if passed else remedy)
-
-
 def of_sds(name: str, errors: Mapping[str, Measured], limit: float, wide: str, narrow: str) -> Check | None:
     """Of the site whose standard deviations are wrong by most, as measured; None where that could not be.
 
@@ -217,7 +143,9 @@ def of_noise(clamped: int, steps: int) -> Check:
     """Of the share of steps of a coordinate at which minibatches brought more noise than a kernel can take out."""
     share = clamped / max(1, steps)
     passed = share <= CLAMPED_LIMIT
-    remedy = "more gradient noise than gradient_variance can take out. Lower step_size, or raise batch_size."
+    remedy = (
+        "more noise was to be taken out than is injected. Lower step_size or gradient_variance, or raise batch_size."
+    )
     return Check("clamped noise", share, CLAMPED_LIMIT, passed, "", "" if passed else remedy)
 
 

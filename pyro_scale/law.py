@@ -72,7 +72,8 @@ def law_of(kernel: Kernel, step_size: float, curvature: float = 1.0) -> Law:
     still, one = torch.zeros(len(moving), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     transition = torch.stack([step(each, zero, zero) for each in basis], 1)
     injected, pushed = step(still, one, zero), step(still, zero, one)
-    if float(torch.linalg.eigvals(transition).abs().max()) >= 1:
+    # LAPACK ends the process where numbers are not finite
+    if not transition.isfinite().all() or float(torch.linalg.eigvals(transition).abs().max()) >= 1:
         none = torch.zeros(0, dtype=torch.float64)
         return Law(torch.inf, torch.inf, torch.inf, none, none)
     covariance = _stationary(transition, torch.outer(injected, injected))

@@ -74,7 +74,8 @@ def bayesian(
         ...     likelihood=lambda out: dist.Normal(out.squeeze(-1), 1.0),
         ... )
         >>> x, y = torch.ones(30, 4), torch.ones(30)
-        >>> posterior = ps.infer(model, {"x": x, "y": y}, batch_size=10, num_samples=5, num_chains=2, seed=0)
+        >>> kernel = ps.kernels.SGHMC(step_size=0.01)
+        >>> posterior = ps.infer(model, {"x": x, "y": y}, kernel, batch_size=10, num_samples=5, num_chains=2, seed=0)
         >>> posterior.draws["0.weight"].shape
         torch.Size([2, 5, 50, 4])
         >>> posterior.predict({"x": x[:3]}).mean["obs"].shape

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_scale import tree
-from pyro_scale.assessment import why_not_examined
+from pyro_scale.assessment import A_COORDINATE, why_not_examined
 from pyro_scale.capture import first_line
 from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel
@@ -20,14 +20,18 @@ from pyro_scale.draws import over_draws, thinned
 from pyro_scale.errors import NonFiniteError, StoppedError
 from pyro_scale.health import Check, of_ending, of_noise, of_sds, tell
 from pyro_scale.law import law_of
+from pyro_scale.mixing import of_still
+from pyro_scale.mode import DENSE_LIMIT
 from pyro_scale.posterior import Posterior
-from pyro_scale.temperature import Measured, sd_from_momenta
+from pyro_scale.temperature import Directions, Measured, sd_from_momenta
 from pyro_scale.types import Kernel
 
 logger = logging.getLogger("pyro_scale")
 
 SPREAD_DRAWS, SPREAD_NUMBERS = 100, 2**22
 """Draws of a chain, and numbers in all, among which the spread of sites is looked at."""
+MOST_DIRECTIONS = 16
+"""Of a site, whose laws are computed."""
 
 
 def outcome_of(
@@ -70,6 +74,7 @@ def outcome_of(
     if posterior is None:
         raise StoppedError(f"{message}, before the first draw. Let it run longer, or lower warmup_steps.")
     logger.warning("%s; it has %d of %d draws a chain.", message, num_draws, plan.num_samples)
+    _judge(posterior, progress)
     return posterior
 
 
@@ -78,7 +83,7 @@ def _judge(posterior: Posterior, progress: bool) -> None:
     try:
         tell(posterior.verdict, progress)
     except Exception as error:
-        logger.warning("The run could not be judged: %s: %s.", type(error).__name__, first_line(error))
+        logger.warning("The run could not be judged: %s.", first_line(error))
 
 
 def _posterior(
@@ -105,7 +110,7 @@ def _posterior(
     try:
         checks = _checks(compiled, kernel, plan, chains, settings)
     except Exception as error:  # as in `_judge`
-        logger.warning("The run could not be judged: %s: %s.", type(error).__name__, first_line(error))
+        logger.warning("The run could not be judged: %s.", first_line(error))
         checks = []
     stats = {"lp": chains.log_posterior}
     if chains.kinetic:  # of each site, relative to temperature 1
@@ -129,11 +134,13 @@ def _checks(
     compiled: CompiledModel, kernel: Any, plan: Plan, chains: Chains, settings: Mapping[str, Any]
 ) -> list[Check]:
     """What the draws alone do not show."""
-    size = sum(shape.numel() for shape in compiled.latent.values())
-    steps = size * plan.num_chains * max(1, chains.num_steps)
     found = [*of_ending(settings["ended_early"])]
+    if kernel.temperature != 0:
+        found += of_still({name: chains.draws[name] for name in compiled.latent if name in chains.draws})
     if hasattr(kernel, "gradient_variance"):
-        found.append(of_noise(int(chains.clamped.sum()), steps))
+        share = 1.0 if compiled.batch_size is None else compiled.batch_size / compiled.num_data
+        moved = sum(shape.numel() * (share if name in compiled.local else 1) for name, shape in compiled.latent.items())
+        found.append(of_noise(int(chains.clamped.sum()), round(moved * plan.num_chains * chains.num_steps)))
     constant = not callable(kernel.step_size) and not callable(kernel.temperature) and kernel.temperature > 0
     if not constant or (not settings["tuning"] and why_not_examined(compiled, chains.draws)):
         return found
@@ -167,25 +174,51 @@ def _predicted(kernel: Any, curvature: float, tolerance: float) -> Check:
 def _sds(compiled: CompiledModel, kernel: Any, chains: Chains, tuning: Mapping[str, Any]) -> dict[str, Measured]:
     """Site -> by how much its sds are wrong, as momenta tell."""
     epoch = compiled.num_data / (compiled.batch_size or compiled.num_data)
-    curvatures = {} if tuning else _curvatures(compiled, kernel, chains.draws)
+    sites = {name: kinetic for name, kinetic in chains.kinetic.items() if compiled.latent[name].numel() > 0}
+    along = dict.fromkeys(sites, Directions.alike()) if tuning else _directions(compiled, kernel, chains.draws)
     taken = getattr(kernel, "gradient_variance", 0.0)
     found = {}
-    for name, kinetic in chains.kinetic.items():
+    for name in sites.keys() & along.keys():
         subtracted = float(taken[name].mean()) if isinstance(taken, dict) else float(taken)
-        curvature = curvatures.get(name, 1.0)
-        seen = sd_from_momenta(kernel, compiled.num_data, epoch, kinetic.double(), curvature, subtracted)
+        kinetic = sites[name].double()
+        seen = sd_from_momenta(kernel, compiled.num_data, epoch, kinetic, along[name], subtracted)
         if seen is not None:
             found[name] = seen
     return found
 
 
-def _curvatures(compiled: CompiledModel, kernel: Any, draws: Mapping[str, Tensor]) -> dict[str, float]:
-    """Site -> curvature per datum of a normal posterior with the variances of its draws."""
+def _directions(compiled: CompiledModel, kernel: Any, draws: Mapping[str, Tensor]) -> dict[str, Directions]:
+    """Of the sites of a normal posterior with the covariance of the draws, or the variances where there are few."""
     latent = {name: draws[name] for name in compiled.latent}
     num_chains, num_samples = next(iter(latent.values())).shape[:2]
     size = max(1, tree.size(latent) // (num_chains * num_samples))
     some = thinned(latent, min(num_samples, SPREAD_DRAWS, max(1, SPREAD_NUMBERS // (size * num_chains))))
     flat = {name: value.flatten(0, 1) for name, value in some.items()}
     positions = over_draws(compiled.unconstrain, flat, num_rows=compiled.rows_run(list(latent)))
-    variances = {name: leaf.var(0).double() for name, leaf in positions.items()}
-    return {name: float((kernel.temperature / compiled.num_data / each).mean()) for name, each in variances.items()}
+    vectors = torch.cat([leaf.reshape(len(leaf), -1).double() for leaf in positions.values()], 1)
+    if len(vectors) < 2:
+        return {}
+    variances, axes = vectors.var(0), None
+    if size <= DENSE_LIMIT and len(vectors) >= A_COORDINATE * size and vectors.isfinite().all():
+        variances, axes = torch.linalg.eigh(torch.cov(vectors.T).reshape(size, size))
+    curvatures = kernel.temperature / compiled.num_data / variances
+    found, first = {}, 0
+    for name, shape in compiled.latent.items():
+        own = slice(first, first + shape.numel())
+        first += shape.numel()
+        if axes is None:
+            shares, here = torch.full((shape.numel(),), 1 / max(1, shape.numel())).double(), curvatures[own]
+        else:
+            shares, here = axes[own].square().mean(0), curvatures
+        if shape.numel() > 0 and (here.isfinite() & (here > 0)).all():
+            found[name] = _grouped(here, shares)
+    return found
+
+
+def _grouped(curvatures: Tensor, shares: Tensor) -> Directions:
+    """A few directions in place of many of nearly the same curvature."""
+    order = curvatures.argsort()
+    parts = [part for part in order.chunk(MOST_DIRECTIONS) if float(shares[part].sum()) > 0]
+    weights = torch.stack([shares[part].sum() for part in parts])
+    means = torch.stack([(shares[part] * curvatures[part]).sum() for part in parts]) / weights
+    return Directions(means, weights)

@@ -19,7 +19,8 @@ from pyro_scale.data import names_of
 from pyro_scale.draws import at_random, thinned
 from pyro_scale.errors import ArgumentError, MissingModelError
 from pyro_scale.groups import Group, arrays, axis_names, data_groups, prior_draws
-from pyro_scale.health import Check, Health, of_draws, of_superchains
+from pyro_scale.health import Check, Health
+from pyro_scale.mixing import of_draws, of_superchains
 from pyro_scale.moments import Moments
 from pyro_scale.other_rows import can_score, new_rows
 from pyro_scale.predict import Prediction, log_likelihood, predictive

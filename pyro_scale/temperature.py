@@ -16,7 +16,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -30,7 +30,8 @@ from pyro_scale.draws import over_draws
 from pyro_scale.law import law_of, noise_gain
 from pyro_scale.types import Batch, Position
 
-LEAST_SERIES = 20
+LEAST_EFFECTIVE = 100
+"""Independent draws of a product, which are skewed, below which their mean has no error that could be relied on."""
 LEAST_GAIN = 0.01
 """Momenta that see so small a share of what minibatches add to the gradient cannot measure it."""
 
@@ -44,8 +45,9 @@ class Measured(NamedTuple):
     @classmethod
     def mean(cls, draws: Tensor) -> Measured:
         """Of a series `(num_chains, num_samples)`; the error is infinite where there are too few to tell it."""
-        number = effective_size(draws) if len(draws.flatten()) >= LEAST_SERIES else 0.0
-        return cls(float(draws.mean()), float(draws.std()) / math.sqrt(number) if number > 0 else math.inf)
+        number = effective_size(draws)
+        enough = number >= LEAST_EFFECTIVE
+        return cls(float(draws.mean()), float(draws.std()) / math.sqrt(number) if enough else math.inf)
 
 
 def gradients_at(compiled: CompiledModel, positions: Position, batch: Batch) -> Position:
@@ -73,42 +75,65 @@ def configurational(positions: Tensor, gradients: Sequence[Tensor]) -> Measured:
         9
     """
     centered = positions - positions.mean((0, 1))
-    by_rows = [Measured.mean(-(centered * gradient).mean(-1)) for gradient in gradients]
+    # what a sample of the rows adds to all gradients alike leaves the mean as it is, but not its error
+    by_rows = [Measured.mean(-(centered * (each - each.mean((0, 1)))).mean(-1)) for each in gradients]
     values = torch.tensor([each.value for each in by_rows], dtype=torch.float64)
     of_rows = float(values.var()) / len(values) if len(values) > 1 else 0.0
     error = math.sqrt(sum(each.error**2 for each in by_rows) / len(by_rows) + of_rows)
     return Measured(float(values.mean()), error)
 
 
+class Directions(NamedTuple):
+    """Along what a site's coordinates lie.
+
+    Attributes:
+        curvatures: per datum, of the negative log posterior, by direction, `(n,)`.
+        shares: of the site's coordinates, by direction, which sum to 1, `(n,)`.
+    """
+
+    curvatures: Tensor
+    shares: Tensor
+
+    @classmethod
+    def alike(cls) -> Directions:
+        """Of whitened coordinates."""
+        return cls(torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+
+
 def sd_from_momenta(
-    kernel: Any, num_data: int, batches_per_epoch: float, kinetic: Tensor, curvature: float, subtracted: float
+    kernel: Any, num_data: int, batches_per_epoch: float, kinetic: Tensor, along: Directions, subtracted: float
 ) -> Measured | None:
     r"""By how much a site's sds are wrong, relative to themselves, as its momenta tell; None if they cannot.
 
     Momenta that are warmer than a finite step explains have had their heat from minibatches. Their law, `law_of`, says
-    how much noise that is, and the same law what it does to positions.
+    how much noise that is, and the same law what it does to positions. Without minibatches there is nothing to tell.
 
     Args:
         kernel: with numbers as step_size and temperature.
         num_data: N.
-        batches_per_epoch: N / n; 1 for all rows, infinity for rows drawn with replacement.
+        batches_per_epoch: N / n; infinity for rows drawn with replacement.
         kinetic: mean square of the momenta, `(num_chains, num_samples)`.
-        curvature: per datum, of the negative log posterior along the site's coordinates.
+        along: directions of the site's coordinates.
         subtracted: V that the kernel takes out of its noise, averaged over the site.
     """
+    if batches_per_epoch <= 1:
+        return None
     if hasattr(kernel, "gradient_variance"):
         kernel = replace(kernel, gradient_variance=subtracted * num_data)  # the law is that of one row
-    law = law_of(kernel, kernel.step_size, curvature)
-    if not math.isfinite(law.sd) or not len(law.momentum_response):
+    laws = [law_of(kernel, kernel.step_size, float(curvature)) for curvature in along.curvatures]
+    if not all(math.isfinite(law.sd) and len(law.momentum_response) for law in laws):
         return None
-    unit = num_data / kernel.temperature
-    seen = Measured.mean(kinetic * unit)
-    heat = seen.value - law.momentum_sd**2
-    if batches_per_epoch <= 1:
-        return Measured(heat / 2, seen.error / 2)
-    gains = [noise_gain(each, batches_per_epoch) for each in (law.momentum_response, law.response)]
-    if gains[0] < LEAST_GAIN * noise_gain(law.momentum_response, math.inf):
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(float(share) * value for share, value in zip(along.shares, values, strict=True))
+
+    seen = Measured.mean(kinetic * num_data / kernel.temperature)
+    heat = seen.value - mean(law.momentum_sd**2 for law in laws)
+    white = mean(noise_gain(law.momentum_response, math.inf) for law in laws)
+    momenta = mean(noise_gain(law.momentum_response, batches_per_epoch) for law in laws)
+    if momenta < LEAST_GAIN * white:
         return None
-    variance = law.sd**2 + curvature * heat * gains[1] / gains[0]
-    sd = math.sqrt(max(variance, 1e-6))
-    return Measured(sd - 1, seen.error * curvature * gains[1] / gains[0] / (2 * sd))
+    gains = (noise_gain(law.response, batches_per_epoch) for law in laws)
+    positions = mean(float(k) * gain for k, gain in zip(along.curvatures, gains, strict=True))
+    sd = math.sqrt(max(mean(law.sd**2 for law in laws) + heat * positions / momenta, 1e-6))
+    return Measured(sd - 1, seen.error * positions / momenta / (2 * sd))

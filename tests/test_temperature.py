@@ -12,10 +12,14 @@ from torch import Tensor
 
 from pyro_scale.kernels import BAOAB, SGHMC, SGLD
 from pyro_scale.law import law_of
-from pyro_scale.temperature import Measured, configurational, sd_from_momenta
+from pyro_scale.temperature import Directions, Measured, configurational, sd_from_momenta
 from pyro_scale.types import Settings
 
 NUM_DATA, CHAINS = 400, 4000
+
+
+def one_direction(curvature: float) -> Directions:
+    return Directions(torch.tensor([curvature]).double(), torch.ones(1).double())
 
 
 def normal(*shape: int) -> Tensor:
@@ -33,7 +37,8 @@ def test_configurational_temperature_is_the_square_of_the_width(width: float) ->
     half = normal(5, 5) / 5 + torch.eye(5)
     precision = half @ half.T
     x = width * torch.linalg.solve(half.T, normal(5, 4000)).T.reshape(4, 1000, 5)
-    seen = configurational(x, [-share * (x - 3) @ precision for share in (0.98, 1.0, 1.02)])
+    # what rows have in common with no position, a thousand standard deviations of the gradient, is no error of the mean
+    seen = configurational(x, [-share * (x - 3) @ precision + 1000 * share for share in (0.98, 1.0, 1.02)])
     print(seen)
     assert abs(seen.value - width**2) < 3.5 * seen.error
     assert seen.error < 0.05 * width**2
@@ -76,7 +81,7 @@ def test_momenta_tell_how_wide_minibatch_noise_makes_positions(kernel: Any, curv
     noise = 2.5 / NUM_DATA
     kernel = replace(kernel, gradient_variance=known * noise)
     kinetic, sd = simulated(kernel, noise, curvature)
-    seen = sd_from_momenta(kernel, NUM_DATA, math.inf, kinetic, curvature, known * noise)
+    seen = sd_from_momenta(kernel, NUM_DATA, math.inf, kinetic, one_direction(curvature), known * noise)
     assert seen is not None
     print(sd, seen)
     assert abs(1 + seen.value - sd) < 0.03
@@ -86,10 +91,22 @@ def test_momenta_tell_how_wide_minibatch_noise_makes_positions(kernel: Any, curv
 def test_no_noise_is_no_error() -> None:
     kernel = SGHMC(step_size=0.3)
     kinetic, _ = simulated(kernel, 0.0, 1.0)
-    for epoch in (1.0, 20.0):
-        seen = sd_from_momenta(kernel, NUM_DATA, epoch, kinetic, 1.0, 0.0)
-        assert seen is not None and abs(seen.value - (law_of(kernel, 0.3).sd - 1 if epoch > 1 else 0)) < 0.005
+    seen = sd_from_momenta(kernel, NUM_DATA, 20.0, kinetic, Directions.alike(), 0.0)
+    assert seen is not None and abs(seen.value - (law_of(kernel, 0.3).sd - 1)) < 0.005
+    assert sd_from_momenta(kernel, NUM_DATA, 1.0, kinetic, Directions.alike(), 0.0) is None
+
+
+def test_a_coordinate_between_two_directions_has_the_law_of_both() -> None:
+    """One steep and one flat, at a long step without noise: its momenta are warm by the step alone."""
+    kernel, curvatures = SGHMC(step_size=0.7), (1.9, 0.1)
+    kinetic = torch.stack([simulated(kernel, 0.0, curvature)[0] for curvature in curvatures]).mean(0)
+    both = Directions(torch.tensor(curvatures).double(), torch.full((2,), 0.5).double())
+    right = sd_from_momenta(kernel, NUM_DATA, math.inf, kinetic, both, 0.0)
+    assert right is not None
+    expected = math.sqrt(sum(law_of(kernel, 0.7, each).sd ** 2 for each in curvatures) / 2) - 1
+    print(right, expected)
+    assert abs(right.value - expected) < 0.005
 
 
 def test_without_momenta_nothing_is_measured() -> None:
-    assert sd_from_momenta(SGLD(step_size=0.1), NUM_DATA, 10.0, torch.ones(4, 10), 1.0, 0.0) is None
+    assert sd_from_momenta(SGLD(step_size=0.1), NUM_DATA, 10.0, torch.ones(4, 10), Directions.alike(), 0.0) is None
