@@ -117,8 +117,8 @@ class Posterior:
 
         To `verdict` it adds the configurational temperature of every latent site, which tells by how much its
         standard deviations are wrong, and for a kernel with a step_size of the user's what bias the kernel's law
-        predicts at the curvature and gradient noise that are found. They take a fifth of the gradients of the run at
-        most, and 2**18 of a row.
+        predicts at the curvature and gradient noise that are found. They take at most a fifth of the gradients of the
+        run, or 2**18 of single rows, and 256 minibatches to see their noise.
         """
         checks, left_out = by_gradients(self.compiled, self.draws, self.kernel, self.settings, self.num_steps)
         return Health([*self.verdict.checks, *checks], left_out)
