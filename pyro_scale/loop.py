@@ -28,11 +28,11 @@ KEPT_NUMBERS = 2**22
 
 
 class Results(NamedTuple):
-    """What the loop writes, as in `Taken`; `kept` has room for `most_kept` snapshots, or is None for a single one."""
+    """What the loop writes, as in `Taken`; `kept` has room for `most_kept` snapshots, or is `()` for a single one."""
 
     log_posterior: Tensor
     clamped: Tensor
-    kept: Snapshot | None
+    kept: Snapshot | tuple[()]
 
 
 class Arguments(NamedTuple):
@@ -130,10 +130,10 @@ class Loop:
         snapshots = self._snapshots(state, results.kept, len(ends))
         return Taken(results.log_posterior[taken], results.clamped[taken], [end - first for end in ends], snapshots)
 
-    def _snapshots(self, state: Any, kept: Snapshot | None, number: int) -> Snapshot | None:
+    def _snapshots(self, state: Any, kept: Snapshot | tuple[()], number: int) -> Snapshot | None:
         if number == 0:
             return None
-        if kept is None:
+        if not isinstance(kept, Snapshot):
             return Snapshot(*pytree.tree_map(lambda leaf: leaf.unsqueeze(0).clone(), Snapshot.of(state)))
         # where there are fewer, the rest need not stay in memory
         return (
@@ -145,7 +145,7 @@ class Loop:
         stops = torch.zeros(self.most_kept, dtype=torch.long)
         stops[: len(ends)] = torch.tensor(ends)
         steps = (chunk.length, self.num_chains)
-        room = None
+        room: Snapshot | tuple[()] = ()
         if self.most_kept > 1:
             room = pytree.tree_map(lambda leaf: leaf.new_empty((self.most_kept, *leaf.shape)), Snapshot.of(state))
         rows = batch.data if self.columns is None else self.columns
@@ -198,7 +198,7 @@ class Loop:
         def advance(segment: Tensor, step: Tensor, num_segments: Tensor, ends: Tensor, *leaves: Tensor) -> Any:
             arguments = pytree.tree_unflatten([step, num_segments, ends, *leaves], self.structure)
             moved = repeated(within_segment, move, [step], [_at(ends, segment), *leaves])
-            if arguments.results.kept is not None:
+            if arguments.results.kept:
                 reached = Snapshot.of(arguments.state)
                 for room, leaf in zip(*map(pytree.tree_leaves, (arguments.results.kept, reached)), strict=True):
                     room.index_put_((segment,), leaf)

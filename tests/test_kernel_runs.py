@@ -70,7 +70,7 @@ def test_a_run_resumes_bit_for_bit(case: KernelCase, monkeypatch: pytest.MonkeyP
         finish(another)
         for one, other in zip(leaves(another.steps.chains), leaves(whole.steps.chains), strict=True):
             assert torch.equal(one, other)
-        assert torch.equal(another.collected.draws[-1][1], whole.collected.draws[-1][1])
+        assert torch.equal(another.collected.draws[-1].log_posterior, whole.collected.draws[-1].log_posterior)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.adaptive], ids=name_of)
