@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +105,8 @@ def scalars(draws: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
         if not shape:
             names.append(site)
             continue
-        places = zip(*(each.tolist() for each in torch.unravel_index(chosen, shape)), strict=True)
+        # NumPy's: torch's own would import what it has for symbolic shapes
+        places = zip(*(each.tolist() for each in np.unravel_index(chosen.numpy(), tuple(shape))), strict=True)
         names += [f"{site}[{', '.join(map(str, place))}]" for place in places]
     return names, torch.cat([column.double() for column in columns], -1)
 

@@ -18,7 +18,7 @@ from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.draws import over_draws, thinned
 from pyro_scale.errors import NonFiniteError, StoppedError
-from pyro_scale.health import Check, of_ending, of_noise, of_sds, tell
+from pyro_scale.health import Check, Health, of_ending, of_noise, of_sds, tell
 from pyro_scale.law import law_of
 from pyro_scale.mixing import of_still
 from pyro_scale.mode import DENSE_LIMIT
@@ -81,7 +81,8 @@ def outcome_of(
 def _judge(posterior: Posterior, progress: bool) -> None:
     """Warns of failed checks. The draws are not lost to what a check may meet in a model."""
     try:
-        tell(posterior.verdict, progress)
+        ended = of_ending(posterior.settings["ended_early"])  # has been told
+        tell(Health([check for check in posterior.verdict.checks if check not in ended]), progress)
     except Exception as error:
         logger.warning("The run could not be judged: %s.", first_line(error))
 

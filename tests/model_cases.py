@@ -674,7 +674,6 @@ CASES = [
     Case("module", Network(), {"x": X, "y": Y}, dims={"obs": ("data",), "mean": ("data",)}),
     Case("callable object", Prior(), {"y": Y}),
     Case("PyroModule", RegressionWithPriors(), {"x": X, "y": Y}),
-    Case("ps.bayesian", network_with_priors(), {"x": X, "y": Y}),
     Case(
         "own subsample, closed over", own_subsample_closed_over, {}, arguments={"obs": None},
         passed=(linear_with_known_noise, {"x": X, "y": Y}),
@@ -798,6 +797,7 @@ CASES = [
     Case("params", params, {"x": X, "y": Y}),
     Case("PyroModule with parameters", LastLayer(), {"x": X, "y": Y}),
     Case("pyro.module", Registered(), {"x": X, "y": Y}),
+    Case("ps.bayesian", network_with_priors(), {"x": X, "y": Y}),
 ]  # fmt: skip
 assert len({case.name for case in CASES}) == len(CASES)
 MINIBATCHED = [case for case in CASES if case.minibatch]
