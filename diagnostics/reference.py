@@ -22,7 +22,8 @@ from pyro_scale.derivative import grad_and_value
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError, StartError
 from pyro_scale.handlers import near_zero
-from pyro_scale.health import of_divergences, tell
+from pyro_scale.health import of_divergences
+from pyro_scale.outcome import judge
 from pyro_scale.plates import prepare
 from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Reporter
@@ -156,7 +157,7 @@ def nuts(
         compiled=compiled,
         checks=[of_divergences(stats["diverging"])],
     )
-    tell(posterior.verdict, progress)
+    judge(posterior, progress)
     return posterior
 
 

@@ -60,7 +60,7 @@ def outcome_of(
     posterior = _posterior(compiled, kernel, plan, chains, origin) if num_draws else None
     if chains.ending is None:
         assert posterior is not None
-        _judge(posterior, progress)
+        judge(posterior, progress)
         return posterior
     message = f"The run ended early: {chains.ending.reason}"
     if (error := chains.ending.error) is not None:
@@ -74,14 +74,14 @@ def outcome_of(
     if posterior is None:
         raise StoppedError(f"{message}, before the first draw. Let it run longer, or lower warmup_steps.")
     logger.warning("%s; it has %d of %d draws a chain.", message, num_draws, plan.num_samples)
-    _judge(posterior, progress)
+    judge(posterior, progress)
     return posterior
 
 
-def _judge(posterior: Posterior, progress: bool) -> None:
+def judge(posterior: Posterior, progress: bool) -> None:
     """Warns of failed checks. The draws are not lost to what a check may meet in a model."""
     try:
-        ended = of_ending(posterior.settings["ended_early"])  # has been told
+        ended = of_ending(posterior.settings.get("ended_early"))  # has been told
         tell(Health([check for check in posterior.verdict.checks if check not in ended]), progress)
     except Exception as error:
         logger.warning("The run could not be judged: %s.", first_line(error))
@@ -110,7 +110,7 @@ def _posterior(
     }
     try:
         checks = _checks(compiled, kernel, plan, chains, settings)
-    except Exception as error:  # as in `_judge`
+    except Exception as error:  # as in `judge`
         logger.warning("The run could not be judged: %s.", first_line(error))
         checks = []
     stats = {"lp": chains.log_posterior}
@@ -176,6 +176,8 @@ def _sds(compiled: CompiledModel, kernel: Any, chains: Chains, tuning: Mapping[s
     """Site -> by how much its sds are wrong, as momenta tell."""
     epoch = compiled.num_data / (compiled.batch_size or compiled.num_data)
     sites = {name: kinetic for name, kinetic in chains.kinetic.items() if compiled.latent[name].numel() > 0}
+    if not sites or epoch <= 1:  # they tell of minibatches alone
+        return {}
     along = dict.fromkeys(sites, Directions.alike()) if tuning else _directions(compiled, kernel, chains.draws)
     taken = getattr(kernel, "gradient_variance", 0.0)
     found = {}
