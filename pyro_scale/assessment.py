@@ -16,7 +16,7 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.draws import over_draws, thinned
 from pyro_scale.gradient_noise import minibatch_gradients, without_replacement
-from pyro_scale.health import Check, of_sds
+from pyro_scale.health import Check, at_most, of_sds
 from pyro_scale.loaders import Streamed
 from pyro_scale.mode import DENSE_LIMIT
 from pyro_scale.temperature import Measured, configurational, gradients_at
@@ -100,8 +100,7 @@ def _predicted(bias: Bias | None, tolerance: float) -> list[Check]:
     found = []
     for name, (field, remedy) in remedies.items():
         worst = float(getattr(bias, field).abs().max())
-        passed = worst <= tolerance
-        found.append(Check(f"sd error, predicted of {name}", worst, tolerance, passed, "", "" if passed else remedy))
+        found.append(at_most(f"sd error, predicted of {name}", worst, tolerance, "", remedy))
     return found
 
 

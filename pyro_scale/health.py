@@ -43,6 +43,12 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
+def at_most(name: str, value: float, limit: float, where: str, remedy: str) -> Check:
+    """A check that passes up to its limit, and then needs no remedy."""
+    passed = value <= limit
+    return Check(name, value, limit, passed, where, "" if passed else remedy)
+
+
 class Health:
     """Checks of a posterior, by name; true if all of them passed. Printed as a table.
 
@@ -142,18 +148,16 @@ def of_sds(name: str, errors: Mapping[str, Measured], limit: float, wide: str, n
 def of_noise(clamped: int, steps: int) -> Check:
     """Of the share of steps of a coordinate at which minibatches brought more noise than a kernel can take out."""
     share = clamped / max(1, steps)
-    passed = share <= CLAMPED_LIMIT
     remedy = (
         "more noise was to be taken out than is injected. Lower step_size or gradient_variance, or raise batch_size."
     )
-    return Check("clamped noise", share, CLAMPED_LIMIT, passed, "", "" if passed else remedy)
+    return at_most("clamped noise", share, CLAMPED_LIMIT, "", remedy)
 
 
 def of_divergences(diverging: Tensor) -> Check:
     """Of NUTS: the number of draws after which the integrator diverged."""
-    number = int(diverging.sum())
     remedy = "the posterior has a corner that the draws may miss. Reparametrise the model (non-centred groups)."
-    return Check("divergences", number, 0, number == 0, "", remedy if number else "")
+    return at_most("divergences", int(diverging.sum()), 0, "", remedy)
 
 
 def of_ending(reason: str | None) -> list[Check]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_scale.convergence import LEAST_DRAWS, ess, rhat, rhat_nested
-from pyro_scale.health import Check
+from pyro_scale.health import Check, at_most
 
 RHAT_LIMIT = 1.01
 ESS_A_CHAIN = 100
@@ -36,8 +36,7 @@ def of_draws(draws: Mapping[str, Tensor], num_modes: int = 1) -> list[Check]:
     if num_samples < LEAST_DRAWS or number == 0:
         return []
     apart, (bulk, tail) = rhat(values), ess(values)
-    constant = (values == values[0, 0]).flatten(0, 1).all(0)
-    bulk, tail = (torch.where(constant, torch.nan, each) for each in (bulk, tail))
+    bulk, tail = (torch.where(_still(values), torch.nan, each) for each in (bulk, tail))
     least = ESS_A_CHAIN * min(num_chains, MOST_CHAINS)
     modes = "If they stay apart, they"
     if num_modes > 1:
@@ -72,9 +71,8 @@ def of_superchains(draws: Mapping[str, Tensor], num_superchains: int) -> list[Ch
     worst = int(margin.argmax())
     if not math.isfinite(float(margin[worst])):
         return []
-    passed, value, limit = bool(margin[worst] <= 0), float(apart[worst]), float(limits[worst])
-    remedy = "" if passed else "chains remember where they started. Raise warmup_steps."
-    return [Check("nested R-hat", value, limit, passed, names[worst], remedy)]
+    remedy = "chains remember where they started. Raise warmup_steps."
+    return [at_most("nested R-hat", float(apart[worst]), float(limits[worst]), names[worst], remedy)]
 
 
 def of_still(draws: Mapping[str, Tensor]) -> list[Check]:
@@ -82,7 +80,7 @@ def of_still(draws: Mapping[str, Tensor]) -> list[Check]:
     names, values = scalars(draws)
     if values.shape[0] * values.shape[1] < LEAST_DRAWS or not names:
         return []
-    still = (values == values[0, 0]).flatten(0, 1).all(0)
+    still = _still(values)
     number = int(still.sum())
     if number == 0:
         return []
@@ -90,6 +88,11 @@ def of_still(draws: Mapping[str, Tensor]) -> list[Check]:
         "it does not move: step_size is too small for the precision of its numbers. Raise it, or use dtype=float64."
     )
     return [Check("values that stand still", number, 0, False, names[int(still.int().argmax())], remedy)]
+
+
+def _still(values: Tensor) -> Tensor:
+    """Which values `(num_chains, num_samples, values)` are the same in all draws."""
+    return (values == values[0, 0]).flatten(0, 1).all(0)
 
 
 def scalars(draws: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
@@ -118,5 +121,4 @@ def _within(name: str, values: Tensor, limit: float, names: Sequence[str], remed
     value = float(known[worst])
     if value == -math.inf:
         return None
-    passed = value <= limit
-    return Check(name, abs(value), abs(limit), passed, names[worst], "" if passed else remedy)
+    return at_most(name, value, limit, names[worst], remedy)._replace(value=abs(value), limit=abs(limit))

@@ -18,7 +18,7 @@ from pyro_scale.collected import Chains, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.draws import over_draws, thinned
 from pyro_scale.errors import NonFiniteError, StoppedError
-from pyro_scale.health import Check, Health, of_ending, of_noise, of_sds, tell
+from pyro_scale.health import Check, Health, at_most, of_ending, of_noise, of_sds, tell
 from pyro_scale.law import law_of
 from pyro_scale.mixing import of_still
 from pyro_scale.mode import DENSE_LIMIT
@@ -162,14 +162,7 @@ def _predicted(kernel: Any, curvature: float, tolerance: float) -> Check:
         kernel = replace(kernel, gradient_variance=0.0)
     error = abs(law_of(kernel, kernel.step_size, curvature).sd - 1)
     remedy = "no step size was small enough. Rescale or reparametrise the model, or raise bias_tolerance."
-    return Check(
-        "sd error, predicted of step size",
-        error,
-        tolerance,
-        error <= tolerance,
-        "",
-        "" if error <= tolerance else remedy,
-    )
+    return at_most("sd error, predicted of step size", error, tolerance, "", remedy)
 
 
 def _sds(compiled: CompiledModel, kernel: Any, chains: Chains, tuning: Mapping[str, Any]) -> dict[str, Measured]:
