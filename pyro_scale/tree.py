@@ -48,8 +48,20 @@ def ravel(tree: Tree) -> Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in tree.values()])
 
 
+def flat(tree: Tree, like: dict[str, torch.Size]) -> Tensor:
+    """All leaves along the last axis, in the order of the given shapes; leading axes of the leaves stay.
+
+    Example:
+        >>> flat({"w": torch.ones(4, 2), "b": torch.zeros(4)}, {"b": torch.Size([]), "w": torch.Size([2])}).shape
+        torch.Size([4, 3])
+    """
+    first, shape = next(iter(like.items()))
+    leading = tree[first].shape[: tree[first].ndim - len(shape)]
+    return torch.cat([tree[name].reshape(*leading, like[name].numel()) for name in like], -1)
+
+
 def unravel(vector: Tensor, like: dict[str, torch.Size]) -> Tree:
-    """The inverse of `ravel` for leaves of the given shapes; leading axes of the vector stay.
+    """The inverse of `flat` for leaves of the given shapes; leading axes of the vector stay.
 
     Example:
         >>> unravel(torch.arange(3.), {"w": torch.Size([2]), "b": torch.Size([])})

@@ -111,6 +111,35 @@ class Kernel(Protocol):
     def bind(self, target: LogPosterior, num_data: int) -> BoundKernel: ...
 
 
+class Gaussian(Protocol):
+    r"""A normal distribution of unconstrained positions, $\theta = \mu + F \xi$ with standard normals $\xi$.
+
+    Trees have the leaves of a position, and may have leading axes where that is said.
+    """
+
+    @property
+    def mean(self) -> Position:
+        r"""$\mu$, the position in the middle."""
+        ...
+
+    @property
+    def log_det(self) -> Tensor:
+        r"""$\log \det F F^\top$, of the covariance; 0-d."""
+        ...
+
+    def transform(self, noise: Position) -> Position:
+        r"""$\mu + F \xi$; leading axes stay."""
+        ...
+
+    def spread(self, rows: Position) -> Position:
+        r"""$J F$ of the rows of a matrix J, a leading axis of k; the covariance of $J \theta$ is its Gram matrix."""
+        ...
+
+    def log_prob(self, position: Position) -> Tensor:
+        """Log density, in nats; leading axes stay."""
+        ...
+
+
 Constants: TypeAlias = Mapping[str, Any]
 """Keyword arguments that the model receives whole."""
 

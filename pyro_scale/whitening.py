@@ -69,9 +69,7 @@ class Whitened:
 
     def flat(self, leaves: Position) -> Tensor:
         """All coordinates along the last axis."""
-        first, shape = next(iter(self.shapes.items()))
-        leading = leaves[first].shape[: leaves[first].ndim - len(shape)]
-        return torch.cat([leaves[name].reshape(*leading, -1) for name in self.shapes], -1)
+        return tree.flat(leaves, self.shapes)
 
     def unflat(self, flat: Tensor) -> Position:
         """The inverse of `flat`."""

@@ -22,7 +22,8 @@ FOLDERS = {"pyro_scale": "pyro_scale", "models": "pyro_scale.models", "diagnosti
 
 # A file imports only from files above it. A folder counts as one row: its files may import each other, without a cycle.
 ORDER = [
-    "types", "tree", "errors", "checks", "schedules", "kinds", "floating", "derivative", "curvature", "kernels",
+    "types", "tree", "errors", "checks", "schedules", "kinds", "floating", "derivative", "gaussians", "curvature",
+    "kernels",
     "arrays", "datasets", "data", "records", "params", "contraction", "enumeration", "bijections", "subsample",
     "handlers", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites", "outputs", "starts", "terms",
     "compile", "graph", "recorder", "tracing", "capture", "cached", "inductor", "native", "inlined", "choice",
