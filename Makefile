@@ -8,7 +8,7 @@ demo: .venv/.installed
 
 # the script, not `python -m pytest`, which would put the working directory in front of the installed package
 test: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

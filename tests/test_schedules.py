@@ -191,7 +191,7 @@ def test_as_schedule():
         as_schedule("owner", "name", lambda step: math.nan)
 
 
-@pytest.mark.parametrize("schedule", [*ALL, lambda step: 0.2], ids=repr)
+@pytest.mark.parametrize("schedule", [*ALL, lambda step: 0.2], ids=[*map(repr, ALL), "function"])
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_kernel_takes_a_schedule_for_a_number(case, schedule):
     """It starts as the kernel whose settings are the values at step 0."""
