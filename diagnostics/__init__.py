@@ -6,5 +6,6 @@ from .comparison import compare
 from .importance import khat
 from .leave_one_out import loo
 from .reference import nuts
+from .simulated_calibration import sbc
 
-__all__ = ["compare", "khat", "loo", "nuts", "rhat_nested"]
+__all__ = ["compare", "khat", "loo", "nuts", "rhat_nested", "sbc"]
