@@ -99,8 +99,8 @@ class Ranks:
         names = [name for name in self.table.index if name in worst]
         columns = min(PANELS_A_ROW, len(names))
         rows = -(-len(names) // columns)
-        figure = Figure(figsize=(max(2.6 * columns, 4.5), 2.3 * rows + 0.9), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+        figure = Figure(figsize=(max(2.6 * columns, 4.8), 2.3 * rows + 1.1), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
         for panel, name in zip(panels, names, strict=False):
             self._draw(panel, name)
         for panel in panels[len(names) :]:
@@ -108,7 +108,7 @@ class Ranks:
         figure.supxlabel("rank of the true value among the draws", fontsize="medium")
         figure.supylabel("simulations", fontsize="medium")
         figure.suptitle(
-            f"{len(self.ranks)} simulations: bars of an exact method lie in the grey band, {BAND:.0%} of them\n"
+            f"{len(self.ranks)} simulations\n{BAND:.0%} of the bars of an exact method lie in the grey band\n"
             "∪ draws too narrow   ∩ too wide   ╱ too low   ╲ too high",
             fontsize="medium",
         )
@@ -161,6 +161,7 @@ class Ranks:
         row = self.table.loc[name]
         panel.set_title(f"{name}\np = {row['p_value']:.2g}  {row['verdict']}", fontsize="small")
         panel.set_xlim(0, 1)
+        panel.set_xticks([0, 0.5, 1], ["0", "½", "1"])
 
 
 def num_bars(num_simulations: int) -> int:
