@@ -21,8 +21,8 @@ from .importance import approximation_of, check_draws, constrained, weighted_pos
 from .psis import Array, largest_k, smoothed
 from .row_densities import RowDensities
 
-LPD_NUMBERS = 2**30
-LEAST_LPD_DRAWS = 16
+ROUGH_NUMBERS = 2**29
+LEAST_ROUGH_DRAWS = 16
 """All rows are looked at with so many draws that draws times rows are at most that, and no fewer than these."""
 ESS_COORDINATES = 2000
 """Of at most so many coordinates the effective sample sizes are averaged."""
@@ -109,9 +109,10 @@ def loo(
 
     The draws are weighted by $1 / p(y_i \mid \theta)$ for row i, Pareto smoothed: Vehtari, Gelman & Gabry (2017),
     section 2. Draws from a Gaussian approximation q are weighted by $p(\theta, y) / q(\theta)$ too: Magnusson
-    et al. (2019). With `num_rows`, rows of a simple random sample are left out, and all others enter through their log
-    predictive density in the fit, by the difference estimator of Magnusson et al. (2020). The log-likelihood is
-    computed in blocks of rows, and never held for all of them.
+    et al. (2019). With `num_rows`, the rows of a simple random sample are left out so, and all of them by importance
+    sampling without smoothing, from some hundred draws where rows are many; the difference estimator of Magnusson
+    et al. (2020) corrects the second by the first. The log-likelihood is computed in blocks of rows, and never held for
+    all of them.
 
     Args:
         posterior: of any method, with its model.
@@ -155,10 +156,11 @@ def loo(
     left_out, included, k = _left_out(draws, rows)
     if len(rows) == num_data:
         elpd, se, subsampling_se = float(left_out.sum()), float(np.sqrt(num_data * left_out.var())), 0.0
+        p_loo = float((included - left_out).sum())
     else:
-        chosen = rows.cpu().numpy()
-        elpd, se, subsampling_se = by_differences(_log_predictive(draws, everything), left_out, chosen)
-    p_loo = num_data * float((included - left_out).mean())
+        roughly, fitted = _roughly_left_out(draws, everything)
+        elpd, se, subsampling_se = by_differences(roughly, left_out, rows.cpu().numpy())
+        p_loo, _, _ = by_differences(fitted - roughly, included - left_out, rows.cpu().numpy())
     shown = rows.cpu().numpy()
     return LeaveOneOut(elpd, se, subsampling_se, p_loo, shown, left_out, k, num_data, draws.densities.num_draws)
 
@@ -230,10 +232,18 @@ def _left_out(draws: _Draws, rows: torch.Tensor) -> tuple[Array, Array, Array]:
     return left_out, included, k
 
 
-def _log_predictive(draws: _Draws, everything: torch.Tensor) -> Array:
-    """Log predictive density of every row in the fit, `(num_data,)`, by as many of the draws as time allows."""
-    most = max(LEAST_LPD_DRAWS, LPD_NUMBERS // len(everything))
+def _roughly_left_out(draws: _Draws, everything: torch.Tensor) -> tuple[Array, Array]:
+    """Log predictive density of every row given the others, and given all, `(num_data,)`, without smoothing.
+
+    By as many of the draws as time allows. Unlike the second, the first follows rows of much influence, which are few,
+    so that a sample of rows may lack them.
+    """
+    most = max(LEAST_ROUGH_DRAWS, ROUGH_NUMBERS // len(everything))
     few, chosen = draws.densities.thinned(min(draws.densities.num_draws, most))
-    weights, _ = smoothed(draws.log_ratios)
-    weights = weights[chosen]
-    return np.concatenate([logsumexp(weights + few.at(block), axis=1) for block in few.blocks(everything)])
+    weights = torch.from_numpy(smoothed(draws.log_ratios)[0][chosen]).log_softmax(0)
+    without, given_all = [], []
+    for block in few.blocks(everything):
+        density = torch.from_numpy(few.at(block))
+        without.append(-(weights - density).logsumexp(1))  # quicker than SciPy's
+        given_all.append((weights + density).logsumexp(1))
+    return torch.cat(without).numpy(), torch.cat(given_all).numpy()
