@@ -241,9 +241,10 @@ def _roughly_left_out(draws: _Draws, everything: torch.Tensor) -> tuple[Array, A
     most = max(LEAST_ROUGH_DRAWS, ROUGH_NUMBERS // len(everything))
     few, chosen = draws.densities.thinned(min(draws.densities.num_draws, most))
     weights = torch.from_numpy(smoothed(draws.log_ratios)[0][chosen]).log_softmax(0)
-    without, given_all = [], []
+    without, given_all = np.empty((2, len(everything)))  # before the blocks, between which it would hold their memory
     for block in few.blocks(everything):
         density = torch.from_numpy(few.at(block))
-        without.append(-(weights - density).logsumexp(1))  # quicker than SciPy's
-        given_all.append((weights + density).logsumexp(1))
-    return torch.cat(without).numpy(), torch.cat(given_all).numpy()
+        places = slice(int(block[0]), int(block[-1]) + 1)
+        without[places] = -(weights - density).logsumexp(1)  # quicker than SciPy's
+        given_all[places] = (weights + density).logsumexp(1)
+    return without, given_all

@@ -16,7 +16,7 @@ from pyro_scale.errors import ArgumentError, ModelError
 
 from .psis import Array
 
-BLOCK_NUMBERS = 2**22
+BLOCK_NUMBERS = 2**21
 """Draws times rows that are looked at side by side."""
 
 

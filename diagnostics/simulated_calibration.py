@@ -81,7 +81,7 @@ def sbc(
         ArgumentError, DataError, ModelError: of the model, of arguments, or of a prior that cannot be drawn from.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):

@@ -101,7 +101,7 @@ CASES: dict[str, tuple[Callable[..., None], dict[str, Tensor], dict[str, Tensor]
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("block", [2**22, 7 * 600])
+@pytest.mark.parametrize("block", [2**21, 7 * 600])
 def test_as_arviz_does_it_from_the_group(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data, draws, site = CASES[name]
     posterior = posterior_of(compile_model(model, data), draws)
