@@ -175,7 +175,7 @@ class Posterior:
         seed = check_seed(seed)
         compiled = self._model("predict")
         new = data is not None
-        draws = thinned(self._latent_draws("predict", new_rows=new), num_samples)
+        draws = thinned(self.latent_draws("predict", new_rows=new), num_samples)
         on = compiled.on(new_rows(compiled, data, without_observations=True)) if new else compiled
         scored = not new or can_score(on, draws)
         shape = (self._shape[0], self._shape[1] if num_samples is None else num_samples)
@@ -193,7 +193,7 @@ class Posterior:
             data: rows with their observations; None for those of the fit.
         """
         compiled = self._model("log_likelihood")
-        draws = self._latent_draws("log_likelihood", new_rows=data is not None)
+        draws = self.latent_draws("log_likelihood", new_rows=data is not None)
         if data is None:
             return log_likelihood(compiled, draws, new_rows=False)
         return log_likelihood(compiled.on(new_rows(compiled, data)), draws, new_rows=True)
@@ -241,7 +241,7 @@ class Posterior:
             )
         return self.compiled
 
-    def _latent_draws(self, wanted_by: str, *, new_rows: bool) -> dict[str, Tensor]:
+    def latent_draws(self, wanted_by: str, *, new_rows: bool) -> dict[str, Tensor]:
         """Of the latent sites; for new rows of those only that have no value for each row."""
         compiled = self._model(wanted_by)
         names = [name for name in compiled.latent if not (new_rows and compiled.sites[name].local)]

@@ -1,0 +1,250 @@
+"""Leave-one-out cross-validation by Pareto smoothed importance sampling, of all rows or of a sample of them."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import logsumexp
+
+from pyro_scale.checks import check_count, check_seed
+from pyro_scale.convergence import effective_size
+from pyro_scale.errors import ArgumentError
+from pyro_scale.posterior import Posterior
+
+from .importance import approximation_of, check_draws, constrained, weighted_positions
+from .psis import Array, largest_k, smoothed
+from .row_densities import RowDensities
+
+ROUGH_NUMBERS = 2**29
+LEAST_ROUGH_DRAWS = 16
+"""All rows are looked at with so many draws that draws times rows are at most that, and no fewer than these."""
+ESS_COORDINATES = 2000
+"""Of at most so many coordinates the effective sample sizes are averaged."""
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """How well each row is predicted by the others; printed as a table.
+
+    Attributes:
+        elpd: expected log pointwise predictive density of as many new rows, in nats; larger is better.
+        se: standard error of elpd since only these rows were observed.
+        subsampling_se: standard error of elpd since only some of them were left out; 0 if all were.
+        p_loo: effective number of parameters: how much better rows are predicted that are in the fit.
+        rows: indices of the rows that were left out.
+        elpd_rows: elpd of each of them.
+        pareto_k: Pareto k of each of them; above `limit` its elpd is not to be trusted.
+        num_data, num_draws: rows in all, and draws.
+    """
+
+    elpd: float
+    se: float
+    subsampling_se: float
+    p_loo: float
+    rows: Array
+    elpd_rows: Array
+    pareto_k: Array
+    num_data: int
+    num_draws: int
+
+    @property
+    def limit(self) -> float:
+        """The largest k that is reliable: 0.7, or less for fewer than 2200 draws."""
+        return largest_k(self.num_draws)
+
+    @property
+    def warning(self) -> str:
+        """What rows of large k mean, and what to do; "" if there are none."""
+        bad = self.rows[self.pareto_k > self.limit]
+        if not len(bad):
+            return ""
+        few = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        return (
+            f"{len(bad)} of {len(self.rows)} rows have k > {self.limit:.2f} (rows {few}): the posterior without them "
+            "is far from the one with them, and elpd is too high. Look at these rows, use a likelihood with heavier "
+            "tails, or fit again without them."
+        )
+
+    def __str__(self) -> str:
+        looked, k = len(self.rows), self.pareto_k
+        lines = [
+            f"LOO: {looked} of {self.num_data} rows left out, {self.num_draws} draws",
+            f"  elpd            {self.elpd:.1f}",
+            f"  se              {self.se:.1f}",
+            f"  subsampling_se  {self.subsampling_se:.1f}" if looked < self.num_data else "",
+            f"  p_loo           {self.p_loo:.1f}",
+            f"  Pareto k        {(k <= self.limit).sum()} rows up to {self.limit:.2f}, {(k > self.limit).sum()} above; "
+            f"largest {k.max():.2f}",
+            textwrap.indent(textwrap.fill(self.warning, 108), "  "),
+        ]
+        return "\n".join(filter(None, lines))
+
+    __repr__ = __str__
+
+
+class _Draws(NamedTuple):
+    """Draws with their weights.
+
+    Attributes:
+        densities: of rows at the draws.
+        log_ratios: log posterior - log density drawn from, up to a constant, `(num_draws,)`.
+        r_eff: effective number of draws / number of draws.
+    """
+
+    densities: RowDensities
+    log_ratios: Array
+    r_eff: float
+
+
+def loo(
+    posterior: Posterior, *, num_rows: int | None = None, sites: Collection[str] | None = None, seed: int = 0
+) -> LeaveOneOut:
+    r"""How well each row is predicted by the posterior given all others, without fitting anew.
+
+    The draws are weighted by $1 / p(y_i \mid \theta)$ for row i, Pareto smoothed: Vehtari, Gelman & Gabry (2017),
+    section 2. Draws from a Gaussian approximation q are weighted by $p(\theta, y) / q(\theta)$ too: Magnusson
+    et al. (2019). With `num_rows`, the rows of a simple random sample are left out so, and all of them by importance
+    sampling without smoothing, from some hundred draws where rows are many; the difference estimator of Magnusson
+    et al. (2020) corrects the second by the first. The log-likelihood is computed in blocks of rows, and never held for
+    all of them.
+
+    Args:
+        posterior: of any method, with its model.
+        num_rows: rows to leave out, from 2 to N; None for all. A thousand usually do.
+        sites: observed sites that a row loses when it is left out; None for all (factors over rows included).
+        seed: of the choice of rows, and of draws from a Gaussian approximation.
+
+    Raises:
+        ArgumentError: too few draws, draws that are not finite, or more rows than there are.
+        MissingModelError: the posterior was loaded without its model, or did not keep a latent site.
+        ModelError: rows have no log-likelihood of their own, or one that is not finite.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyro_scale as ps
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+        >>> posterior = ps.infer(model, {"y": torch.linspace(-2, 2, 50)}, seed=0)
+        >>> round(loo(posterior).elpd), round(loo(posterior, num_rows=40).elpd)
+        (-82, -82)
+
+    References:
+        Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and
+        WAIC, Statistics and Computing 27.
+        Magnusson, Riis Andersen, Jonasson & Vehtari (2019), Bayesian leave-one-out cross-validation for large data,
+        ICML.
+        Magnusson, Riis Andersen, Jonasson & Vehtari (2020), Leave-one-out cross-validation for Bayesian model
+        comparison in large data, AISTATS.
+    """
+    seed = check_seed(seed)
+    draws = _weighted_draws(posterior, sites, seed)
+    compiled = draws.densities.compiled
+    num_data, everything = compiled.num_data, torch.arange(compiled.num_data, device=compiled.data.device)
+    if num_rows is None:
+        rows = everything
+    else:
+        num_rows = check_count("num_rows", num_rows, 2, num_data, ", the number of rows")
+        order = torch.randperm(num_data, generator=torch.Generator().manual_seed(seed), device="cpu")
+        rows = order[:num_rows].sort().values.to(everything.device)
+    left_out, included, k = _left_out(draws, rows)
+    if len(rows) == num_data:
+        elpd, se, subsampling_se = float(left_out.sum()), float(np.sqrt(num_data * left_out.var())), 0.0
+        p_loo = float((included - left_out).sum())
+    else:
+        roughly, fitted = _roughly_left_out(draws, everything)
+        elpd, se, subsampling_se = by_differences(roughly, left_out, rows.cpu().numpy())
+        p_loo, _, _ = by_differences(fitted - roughly, included - left_out, rows.cpu().numpy())
+    shown = rows.cpu().numpy()
+    return LeaveOneOut(elpd, se, subsampling_se, p_loo, shown, left_out, k, num_data, draws.densities.num_draws)
+
+
+def by_differences(surrogate: Array, values: Array, chosen: Array) -> tuple[float, float, float]:
+    """Estimate of a total from a surrogate of every row, and what it is at a simple random sample of them.
+
+    The difference estimator of Magnusson et al. (2020).
+
+    Args:
+        surrogate: `(num_data,)`.
+        values: what the surrogate stands for, at the chosen rows; `(n,)`.
+        chosen: indices of these rows, `(n,)`.
+
+    Returns:
+        Estimate; standard error that the total of all rows has, as they are a sample themselves; standard error of the
+        estimate about the total of all rows.
+    """
+    num_data, n = len(surrogate), len(chosen)
+    differences = values - surrogate[chosen]
+    total = surrogate.sum() + num_data * differences.mean()
+    variance = num_data**2 * (1 - n / num_data) * differences.var(ddof=1) / n
+    center = surrogate.mean()  # about it, since squares of values far from 0 differ by little
+    squares = ((surrogate - center) ** 2).sum()
+    squares += num_data * ((values - center) ** 2 - (surrogate[chosen] - center) ** 2).mean()
+    spread = squares - ((total - num_data * center) ** 2 - variance) / num_data
+    return float(total), math.sqrt(max(float(spread), 0.0)), math.sqrt(float(variance))
+
+
+def _weighted_draws(posterior: Posterior, sites: Collection[str] | None, seed: int) -> _Draws:
+    """Those of the posterior; of a Gaussian approximation as many new ones, with the weights that they need."""
+    if not isinstance(posterior, Posterior):
+        raise ArgumentError(f"loo got a {type(posterior).__name__}; it takes a posterior, as infer returns.")
+    latent = posterior.latent_draws("loo", new_rows=False)
+    assert posterior.compiled is not None  # latent_draws has told
+    check_draws("loo", latent)
+    num_chains, num_samples = next(iter(latent.values())).shape[:2]
+    approximation = approximation_of(posterior)
+    if approximation is not None:
+        positions, log_ratios = weighted_positions(posterior.compiled, approximation, num_chains * num_samples, seed)
+        values = constrained(posterior.compiled, positions, list(latent))
+        return _Draws(RowDensities(posterior.compiled, values, sites), log_ratios, 1.0)
+    values = {name: value.flatten(0, 1) for name, value in latent.items()}
+    densities = RowDensities(posterior.compiled, values, sites)
+    return _Draws(densities, np.zeros(num_chains * num_samples), _relative_efficiency(posterior))
+
+
+def _relative_efficiency(posterior: Posterior) -> float:
+    """As ArviZ has it: the mean effective sample size of all coordinates, relative to the number of draws."""
+    series = [value.flatten(2) if value.ndim > 2 else value[..., None] for value in posterior.draws.values()]
+    chains = torch.cat(series, 2)
+    num_chains, num_samples, size = chains.shape
+    if num_chains == 1:
+        return 1.0
+    chosen = range(size) if size <= ESS_COORDINATES else np.linspace(0, size - 1, ESS_COORDINATES).round().astype(int)
+    sizes = [effective_size(chains[..., int(i)]) for i in chosen]
+    return float(np.mean(sizes)) / (num_chains * num_samples)
+
+
+def _left_out(draws: _Draws, rows: torch.Tensor) -> tuple[Array, Array, Array]:
+    """Log predictive density of each row given the others, and given all, and Pareto k; each `(n,)`."""
+    weights, _ = smoothed(draws.log_ratios)
+    found = []
+    for block in draws.densities.blocks(rows):
+        density = draws.densities.at(block)  # (rows, draws)
+        without, k = smoothed(draws.log_ratios - density, draws.r_eff)
+        found.append((logsumexp(without + density, axis=1), logsumexp(weights + density, axis=1), k))
+    left_out, included, k = (np.concatenate(each) for each in zip(*found, strict=True))
+    return left_out, included, k
+
+
+def _roughly_left_out(draws: _Draws, everything: torch.Tensor) -> tuple[Array, Array]:
+    """Log predictive density of every row given the others, and given all, `(num_data,)`, without smoothing.
+
+    By as many of the draws as time allows. Unlike the second, the first follows rows of much influence, which are few,
+    so that a sample of rows may lack them.
+    """
+    most = max(LEAST_ROUGH_DRAWS, ROUGH_NUMBERS // len(everything))
+    few, chosen = draws.densities.thinned(min(draws.densities.num_draws, most))
+    weights = torch.from_numpy(smoothed(draws.log_ratios)[0][chosen]).log_softmax(0)
+    without, given_all = np.empty((2, len(everything)))  # before the blocks, between which it would hold their memory
+    for block in few.blocks(everything):
+        density = torch.from_numpy(few.at(block))
+        places = slice(int(block[0]), int(block[-1]) + 1)
+        without[places] = -(weights - density).logsumexp(1)  # quicker than SciPy's
+        given_all[places] = (weights + density).logsumexp(1)
+    return without, given_all
