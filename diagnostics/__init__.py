@@ -4,6 +4,7 @@ from pyro_scale.convergence import rhat_nested
 from pyro_scale.split import uncertainty
 
 from .comparison import compare
+from .discrepancy import ksd
 from .reference import nuts
 
-__all__ = ["compare", "nuts", "rhat_nested", "uncertainty"]
+__all__ = ["compare", "ksd", "nuts", "rhat_nested", "uncertainty"]
