@@ -5,9 +5,11 @@ from pyro_scale.split import uncertainty
 
 from .calibrated import calibration
 from .comparison import compare
+from .comparison_plot import plot_compare
 from .coverage import interval_coverage, pit
 from .detection import auroc, ood_auroc
 from .discrepancy import ksd
+from .function_space import predictive_convergence
 from .proper_scores import brier_score, crps
 from .reference import nuts
 from .reliability_diagram import expected_calibration_error, reliability
@@ -24,6 +26,8 @@ __all__ = [
     "nuts",
     "ood_auroc",
     "pit",
+    "plot_compare",
+    "predictive_convergence",
     "reliability",
     "rhat_nested",
     "uncertainty",

@@ -43,9 +43,9 @@ def _diagram(axis: Any, bins: pd.DataFrame, metrics: pd.DataFrame) -> None:
         label="observed, ± 2 standard errors",
     )  # fmt: skip
     error = metrics.loc["expected_calibration_error", "value"]
-    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted probability", ylabel="observed frequency")
+    axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="predicted probability", ylabel="observed frequency")
     axis.set_title(f"reliability: expected calibration error {error:.3f}", fontsize="medium")
-    axis.legend(frameon=False, loc="upper left", fontsize="small")
+    axis.legend(frameon=False, loc="lower right", fontsize="small")
 
 
 def _confidences(axis: Any, bins: pd.DataFrame) -> None:
@@ -59,9 +59,9 @@ def _transforms(axis: Any, values: np.ndarray) -> None:
 
     expected = len(values) / NUM_BINS
     low, high = binom.interval(BAND, len(values), 1 / NUM_BINS)
-    axis.axhspan(low, high, color=GREY, alpha=0.3, linewidth=0, label=f"{100 * BAND:g} % of bars, if calibrated")
-    axis.axhline(expected, color=GREY, linestyle="--")
-    axis.hist(values, NUM_BINS, range=(0, 1), color=COLORS[0], alpha=0.85, edgecolor="white")
+    axis.hist(values, NUM_BINS, range=(0, 1), color=COLORS[4], edgecolor="white")
+    axis.axhline(expected, color="black", linestyle="--", linewidth=1)
+    axis.axhspan(low, high, color="black", alpha=0.12, linewidth=0, label=f"{100 * BAND:g} % of bars, if calibrated")
     axis.set(xlim=(0, 1), xlabel="PIT: share of predictive draws below", ylabel="rows")
     axis.set_title("∪: too sure; ∩: too unsure; slope: biased", fontsize="medium")
     axis.set_ylim(0, 1.25 * max(high, axis.get_ylim()[1] / 1.05))
@@ -77,6 +77,11 @@ def _coverage(axis: Any, metrics: pd.DataFrame) -> None:
         levels[order], rows["value"].iloc[order], 2 * rows["standard_error"].iloc[order], color=COLORS[0], marker="o",
         capsize=2, label="observed, ± 2 standard errors",
     )  # fmt: skip
-    axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="level of the central interval", ylabel="share of observations in it")
+    axis.set(
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+        xlabel="level of the central interval",
+        ylabel="share of observations in it",
+    )
     axis.set_title("coverage", fontsize="medium")
-    axis.legend(frameon=False, loc="upper left", fontsize="small")
+    axis.legend(frameon=False, loc="lower right", fontsize="small")

@@ -28,9 +28,9 @@ def interval_coverage(draws: Any, observed: Any, levels: Sequence[float] = (0.5,
         `(levels, ...)`, boolean.
 
     Example:
-        >>> draws = torch.randn(4000, 500, generator=torch.Generator().manual_seed(0))
-        >>> interval_coverage(draws, draws[0], [0.5, 0.9]).double().mean(1)
-        tensor([0.4760, 0.8980], dtype=torch.float64)
+        >>> interval_coverage([[0.0], [1.0], [2.0], [3.0]], [2.3], [0.5, 0.8])
+        tensor([[False],
+                [ True]])
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise ArgumentError(f"levels are {list(levels)}; each must be between 0 and 1, as 0.9.")

@@ -14,9 +14,9 @@ BLOCK_NUMBERS = 2**22
 
 
 def brier_score(probabilities: Any, labels: Any) -> Tensor:
-    r"""Brier score of rows: of two classes $(p - y)^2$, of more $\sum_k (p_k - 1[y = k])^2$.
+    r"""Brier score of rows: $(p - y)^2$, or of several classes $\sum_k (p_k - 1[y = k])^2$.
 
-    Brier (1950), Verification of forecasts expressed in terms of probability, Monthly Weather Review, whose score of two
+    Brier (1950), Verification of forecasts expressed in terms of probability, Monthly Weather Review; his score of two
     classes is twice that above.
 
     Args:

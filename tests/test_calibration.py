@@ -309,7 +309,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "nothing": (lambda: calibration(FINE, {}), "data is empty; pass what was observed of 'obs'"),
     "other rows": (lambda: calibration(FINE, P), r"of shape \(5,\), and the observations have shape \(500,\)"),
     "nan": (lambda: calibration(FINE, P[:5] * math.nan), "Site 'obs' has 5 observations that are not finite"),
-    "nan draws": (lambda: calibration(Prediction({"obs": FINE.draws["obs"] / 0}), P[:5]), "100 predictive draws that are"),
+    "nan draws": (lambda: calibration(Prediction({"obs": FINE.draws["obs"] / 0}), P[:5]), "has 100 predictive draws"),
     "thinning": (lambda: calibration(FINE, P[:5], num_samples=3), "num_samples is of posteriors"),
     "unknown class": (lambda: calibration(TWO, {"many": LABELS + 1}), "Label 4 is none of the 4 classes"),
 }  # fmt: skip
