@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_scale.arrays import as_numbers
 from pyro_scale.checks import check_seed
 from pyro_scale.data import names_of
 from pyro_scale.errors import ArgumentError, DataError
@@ -163,7 +164,7 @@ def _observed(prediction: Prediction, data: Any) -> dict[str, Tensor]:
         raise ArgumentError(f"The prediction has no site '{unknown[0]}'; it has {names_of(sites)}.")
     if not data:
         raise ArgumentError(f"data is empty; pass what was observed of {names_of(sites)}.")
-    return {site: torch.as_tensor(value).detach().cpu() for site, value in data.items()}
+    return {site: as_numbers(f"data['{site}']", value).cpu() for site, value in data.items()}
 
 
 def _check(site: str, draws: Tensor, observed: Tensor) -> None:

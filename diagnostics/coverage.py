@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_scale.arrays import as_numbers
 from pyro_scale.errors import ArgumentError
 
 from .proper_scores import check_draws
@@ -34,7 +35,7 @@ def interval_coverage(draws: Any, observed: Any, levels: Sequence[float] = (0.5,
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise ArgumentError(f"levels are {list(levels)}; each must be between 0 and 1, as 0.9.")
-    draws, observed = torch.as_tensor(draws), torch.as_tensor(observed)
+    draws, observed = as_numbers("draws", draws), as_numbers("observed", observed)
     check_draws(draws, observed)
     values = draws.double().sort(0).values
     seen, found = observed.double(), []
@@ -56,7 +57,7 @@ def pit(draws: Any, observed: Any, generator: torch.Generator) -> Tensor:
         observed: `(...)`.
         generator: of u.
     """
-    draws, observed = torch.as_tensor(draws), torch.as_tensor(observed)
+    draws, observed = as_numbers("draws", draws), as_numbers("observed", observed)
     check_draws(draws, observed)
     below, equal = (draws < observed).sum(0), (draws == observed).sum(0)
     u = torch.rand(observed.shape, generator=generator, dtype=torch.float64, device="cpu")

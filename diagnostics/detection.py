@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pyro_scale.arrays import as_numbers
 from pyro_scale.errors import ArgumentError
 from pyro_scale.predict import Prediction
 
@@ -27,7 +28,7 @@ def auroc(outside: Any, inside: Any) -> float:
     """
     from scipy.stats import rankdata
 
-    values = [np.asarray(each, dtype=float) for each in (outside, inside)]
+    values = [as_numbers("values", each).double().cpu().numpy() for each in (outside, inside)]
     if any(each.ndim != 1 or len(each) == 0 or np.isnan(each).any() for each in values):
         shapes = " and ".join(str(each.shape) for each in values)
         raise ArgumentError(f"Values outside and inside have shapes {shapes}; they must be (n,), at least 1, not NaN.")
@@ -64,7 +65,7 @@ def ood_auroc(inside: Prediction, outside: Prediction) -> pd.DataFrame:
         for kind in KINDS:
             pair = [getattr(prediction, kind).get(site) for prediction in (outside, inside)]
             if all(each is not None for each in pair):
-                found[site, kind] = auroc(*(each.reshape(len(each), -1).sum(1).double().cpu() for each in pair))
+                found[site, kind] = auroc(*(each.reshape(len(each), -1).sum(1) for each in pair))
     if not found:
         raise ArgumentError(
             f"The predictions are of sites {list(inside.draws)} and {list(outside.draws)}; they have no kind of "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_scale.arrays import as_numbers
 from pyro_scale.assessment import why_not_examined
 from pyro_scale.checks import check_count, check_seed
 from pyro_scale.compile import CompiledModel
@@ -120,18 +121,19 @@ def _checked(draws: Any, scores: Any) -> tuple[Tensor, Tensor]:
     if scores is None:
         raise ArgumentError(f"draws are a {type(draws).__name__} without scores; pass their gradients, or a posterior.")
     values = _matrix("draws", draws)
-    gradients = torch.as_tensor(scores).detach().double().cpu()
+    given = as_numbers("scores", scores)
+    gradients = given.double().cpu()
     gradients = gradients.unsqueeze(0) if gradients.ndim == 2 else gradients
     if gradients.ndim != 3 or gradients.shape[1:] != values.shape or len(gradients) == 0:
         raise ArgumentError(
-            f"scores have shape {tuple(torch.as_tensor(scores).shape)} and draws {tuple(values.shape)}; scores must "
+            f"scores have shape {tuple(given.shape)} and draws {tuple(values.shape)}; scores must "
             "have the shape of the draws, or that with several estimates along an axis in front."
         )
     return values, gradients
 
 
 def _matrix(name: str, draws: Any, size: int | None = None) -> Tensor:
-    values = torch.as_tensor(draws).detach().double().cpu()
+    values = as_numbers(name, draws).double().cpu()
     if values.ndim != 2 or 0 in values.shape or (size is not None and values.shape[1] != size):
         wanted = "(n, d), at least one of them" if size is None else f"(m, {size}), as the draws have"
         raise ArgumentError(f"{name} have shape {tuple(values.shape)}; they must be unconstrained draws {wanted}.")

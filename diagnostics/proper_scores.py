@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_scale.arrays import as_numbers
 from pyro_scale.errors import ArgumentError
 
 BLOCK_NUMBERS = 2**22
@@ -31,9 +32,9 @@ def brier_score(probabilities: Any, labels: Any) -> Tensor:
 
     Example:
         >>> brier_score([[0.2, 0.8], [0.2, 0.8]], [1, 0])
-        tensor([0.0800, 1.2800])
+        tensor([0.0800, 1.2800], dtype=torch.float64)
     """
-    probabilities, labels = _tensor(probabilities), torch.as_tensor(labels)
+    probabilities, labels = _floating("probabilities", probabilities), as_numbers("labels", labels)
     if probabilities.shape == labels.shape:
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise ArgumentError(
@@ -78,9 +79,9 @@ def crps(draws: Any, observed: Any) -> Tensor:
 
     Example:
         >>> crps([[0.0], [2.0]], [1.0])
-        tensor([0.5000])
+        tensor([0.5000], dtype=torch.float64)
     """
-    draws, observed = _tensor(draws), torch.as_tensor(observed)
+    draws, observed = _floating("draws", draws), as_numbers("observed", observed)
     check_draws(draws, observed)
     number, shape = len(draws), observed.shape
     flat, observed = draws.reshape(number, -1), observed.reshape(-1)
@@ -104,6 +105,6 @@ def check_draws(draws: Tensor, observed: Tensor) -> None:
         )
 
 
-def _tensor(values: Any) -> Tensor:
-    found = torch.as_tensor(values)
+def _floating(name: str, values: Any) -> Tensor:
+    found = as_numbers(name, values)
     return found if found.is_floating_point() else found.double()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pyro_scale.arrays import as_numbers
 from pyro_scale.checks import check_count
 from pyro_scale.errors import ArgumentError
 
@@ -31,7 +32,8 @@ def reliability(confidence: Any, happened: Any, num_bins: int = 15) -> pd.DataFr
         [0.5, 1.0]
     """
     num_bins = check_count("num_bins", num_bins, 1)
-    confidence, happened = np.asarray(confidence, dtype=float), np.asarray(happened, dtype=float)
+    pairs = {"confidence": confidence, "happened": happened}
+    confidence, happened = (as_numbers(name, each).double().cpu().numpy() for name, each in pairs.items())
     if confidence.shape != happened.shape or confidence.ndim != 1 or len(confidence) == 0:
         raise ArgumentError(
             f"confidence has shape {confidence.shape} and happened {happened.shape}; both must be (n,), at least 1."

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_scale.arrays import as_numbers
 from pyro_scale.errors import ArgumentError
 
 ROUNDING = 1e-3
@@ -55,11 +56,11 @@ def uncertainty(values: Any, variances: Any = None) -> Uncertainty:
         ArgumentError: shapes that differ, no draws, negative variances, or values that are no probabilities.
 
     Example:
-        >>> torch.set_printoptions(precision=2)
         >>> split = uncertainty([[[0.5, 0.5], [1.0, 0.0]], [[0.5, 0.5], [0.0, 1.0]]])
-        >>> split.total, split.epistemic  # the draws agree on the first row, and contradict each other on the second
-        (tensor([0.69, 0.69]), tensor([0.00, 0.69]))
-        >>> torch.set_printoptions(profile="default")
+        >>> split.total.round(decimals=2).tolist(), split.epistemic.round(decimals=2).tolist()
+        ([0.69, 0.69], [0.0, 0.69])
+
+        The draws agree on the first row, and contradict each other on the second.
     """
     values = _numbers("values", values)
     if variances is None:
@@ -92,7 +93,7 @@ def _entropy(probabilities: Tensor) -> Tensor:
 
 
 def _numbers(name: str, values: Any) -> Tensor:
-    numbers = torch.as_tensor(values)
+    numbers = as_numbers(name, values)
     if not numbers.is_floating_point():
         numbers = numbers.double()
     if numbers.ndim == 0 or len(numbers) == 0:

@@ -290,6 +290,7 @@ TWO = of_classes()
 BAD: dict[str, tuple[Any, str]] = {
     "labels": (lambda: brier_score(P, LABELS), "must be 0 or 1; for more classes"),
     "a class never seen": (lambda: brier_score(CLASSES, LABELS + 1), "Label 4 is none of the 4 classes.*0 to 3"),
+    "words": (lambda: brier_score(["yes", "no"], [1, 0]), "probabilities: got a list; pass numbers"),
     "half a class": (lambda: brier_score(CLASSES, LABELS + 0.5), "is none of the 4 classes"),
     "brier shapes": (lambda: brier_score(CLASSES, LABELS[:3]), r"shape \(500, 4\) and labels \(3,\)"),
     "crps shapes": (lambda: crps(numbers(2, 10, 5, seed=0), numbers(5, seed=0)), r"by flatten\(0, 1\)"),

@@ -64,6 +64,8 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "nan": (([[float("nan"), 1.0]],), "sum to nan"),
     "a vector": (([0.2, 0.8],), "classes along the last. For means, pass variances too"),
     "no draws": ((np.zeros((0, 3)),), r"shape \(0, 3\); they must have draws"),
+    "a posterior": (({"w": 1},), "values: got a dict; pass numbers in a tensor, an array or a list"),
+    "words": ((["a", "b"],), "values: got a list; pass numbers"),
     "a number": ((0.5, 0.5), r"values have shape \(\)"),
     "shapes": (([1.0, 2.0], [1.0]), r"shape \(2,\) and variances \(1,\)"),
     "negative": (([1.0, 2.0], [1.0, -1.0]), "smallest of the variances is -1"),
