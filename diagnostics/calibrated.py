@@ -152,6 +152,8 @@ def _observed_in(posterior: Posterior, data: Any) -> dict[str, Tensor]:
 def _observed(prediction: Prediction, data: Any) -> dict[str, Tensor]:
     """Observations by site, of a mapping or of the only site."""
     sites = list(prediction.draws)
+    if not sites:
+        raise ArgumentError("The prediction holds no draws: predict with them kept, as posterior.predict(data) does.")
     if data is None:
         raise ArgumentError(
             f"A prediction does not hold what was observed: pass the values of {names_of(sites)} as data."

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_scale.arrays import as_numbers
 from pyro_scale.errors import ArgumentError
 
-from .proper_scores import check_draws
+from .proper_scores import check_draws, in_blocks
 
 
 def interval_coverage(draws: Any, observed: Any, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> Tensor:
@@ -37,12 +37,12 @@ def interval_coverage(draws: Any, observed: Any, levels: Sequence[float] = (0.5,
         raise ArgumentError(f"levels are {list(levels)}; each must be between 0 and 1, as 0.9.")
     draws, observed = as_numbers("draws", draws), as_numbers("observed", observed)
     check_draws(draws, observed)
-    values = draws.double().sort(0).values
-    seen, found = observed.double(), []
-    for level in levels:
-        low, high = (_quantile(values, share) for share in ((1 - level) / 2, (1 + level) / 2))
-        found.append((low <= seen) & (seen <= high))
-    return torch.stack(found)
+    parts = []
+    for values, seen in in_blocks(draws, observed):
+        ordered = values.sort(0).values
+        ends = [[_quantile(ordered, share) for share in ((1 - level) / 2, (1 + level) / 2)] for level in levels]
+        parts.append(torch.stack([(low <= seen) & (seen <= high) for low, high in ends]))
+    return torch.cat(parts, -1).reshape(len(levels), *observed.shape)
 
 
 def pit(draws: Any, observed: Any, generator: torch.Generator) -> Tensor:
@@ -59,7 +59,8 @@ def pit(draws: Any, observed: Any, generator: torch.Generator) -> Tensor:
     """
     draws, observed = as_numbers("draws", draws), as_numbers("observed", observed)
     check_draws(draws, observed)
-    below, equal = (draws < observed).sum(0), (draws == observed).sum(0)
+    counts = [((values < seen).sum(0), (values == seen).sum(0)) for values, seen in in_blocks(draws, observed)]
+    below, equal = (torch.cat(each).reshape(observed.shape) for each in zip(*counts, strict=True))
     u = torch.rand(observed.shape, generator=generator, dtype=torch.float64, device="cpu")
     found: Tensor = (below + u * (1 + equal)) / (1 + len(draws))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -81,19 +82,24 @@ def crps(draws: Any, observed: Any) -> Tensor:
         >>> crps([[0.0], [2.0]], [1.0])
         tensor([0.5000], dtype=torch.float64)
     """
-    draws, observed = _floating("draws", draws), as_numbers("observed", observed)
+    draws, observed = as_numbers("draws", draws), as_numbers("observed", observed)
     check_draws(draws, observed)
-    number, shape = len(draws), observed.shape
-    flat, observed = draws.reshape(number, -1), observed.reshape(-1)
+    number = len(draws)
     # of sorted draws, the sum of all differences has these weights
     weights = (2 * torch.arange(1, number + 1, dtype=torch.float64) - number - 1) / number**2
     parts = []
-    for values, seen in zip(
-        *(each.split(max(1, BLOCK_NUMBERS // number), -1) for each in (flat, observed)), strict=True
-    ):
-        away = (values - seen.to(values)).abs().mean(0)
+    for values, seen in in_blocks(draws, observed):
+        away = (values - seen).abs().mean(0)
         parts.append(away - weights.to(values) @ values.sort(0).values)
-    return torch.cat(parts).reshape(shape)
+    return torch.cat(parts).reshape(observed.shape)
+
+
+def in_blocks(draws: Tensor, observed: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draws `(num_samples, n)` and observations `(n,)` of some rows after others, in double precision."""
+    size = max(1, BLOCK_NUMBERS // len(draws))
+    flat = draws.reshape(len(draws), -1)
+    for values, seen in zip(flat.split(size, -1), observed.reshape(-1).split(size), strict=True):
+        yield values.double(), seen.to(values.device).double()
 
 
 def check_draws(draws: Tensor, observed: Tensor) -> None:

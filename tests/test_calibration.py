@@ -100,9 +100,11 @@ def test_crps_of_a_normal() -> None:
 
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     draws, observed = numbers(20, 31, seed=6), numbers(31, seed=7)
-    whole = crps(draws, observed)
+    whole, inside, places = crps(draws, observed), interval_coverage(draws, observed), pit(draws, observed, generator())
     monkeypatch.setattr("pyro_scale.diagnostics.proper_scores.BLOCK_NUMBERS", 100)
     assert torch.allclose(crps(draws, observed), whole, rtol=1e-14)
+    assert torch.equal(interval_coverage(draws, observed), inside)
+    assert torch.equal(pit(draws, observed, generator()), places)
 
 
 def test_intervals_are_those_of_numpy() -> None:
@@ -305,6 +307,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no uncertainty": (lambda: ood_auroc(FINE, FINE), "no kind of uncertainty in common"),
     "neither": (lambda: calibration(P, HAPPENED), "calibration got a Tensor; it takes a prediction or a posterior"),
     "no observations": (lambda: calibration(FINE), "A prediction does not hold what was observed"),
+    "no draws kept": (lambda: calibration(Prediction({}), P), "The prediction holds no draws: predict with them kept"),
     "several sites": (lambda: calibration(TWO, LABELS), "The prediction is of 'one', 'many': pass a dict"),
     "another site": (lambda: calibration(FINE, {"y": P}), "The prediction has no site 'y'; it has 'obs'"),
     "nothing": (lambda: calibration(FINE, {}), "data is empty; pass what was observed of 'obs'"),
