@@ -292,3 +292,15 @@ def test_errors_are_told_in_their_standard_errors() -> None:
     assert judged.loc["nu", "z"] < -15
     assert abs(judged.loc["mu", "z"]) < 3
     assert judged.loc["all", "z"] == judged.loc["nu", "z"]
+
+
+def test_the_parameter_that_mixes_worst_decides_what_is_independent() -> None:
+    """Of 400 draws of a random walk next to none are, whatever the other parameter does."""
+    walk = noise(2, 200, seed=5).cumsum(1)
+    quick, slow = made("quick", mu=noise(2, 200), nu=noise(2, 200, seed=1)), made("slow", mu=noise(2, 200), nu=walk)
+    reference = made("exact", mu=noise(2, 200, seed=2), nu=noise(2, 200, seed=3))
+    table = compare(quick, slow, reference=reference)
+    assert not math.isnan(table.loc[("quick", "all"), "energy_p"])
+    whole = table.loc[("slow", "all")]
+    assert math.isnan(whole["energy_p"]) and math.isnan(whole["mmd_p"])
+    assert math.isfinite(whole["energy_distance"])
