@@ -1,4 +1,4 @@
-"""How far posteriors are from a reference, parameter by parameter."""
+"""How far posteriors are from a reference, parameter by parameter and as a whole."""
 
 from __future__ import annotations
 
@@ -6,32 +6,64 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
-from pyro_scale.errors import ArgumentError
+from pyro_scale.checks import check_seed
+from pyro_scale.convergence import LEAST_DRAWS, ess, ess_mean, rhat
 from pyro_scale.posterior import Posterior
 
-COLUMNS = ["mean", "sd", "mean_error", "mcse", "z", "sd_ratio", "ess_bulk", "r_hat", "seconds", "ess_per_s"]
+from .distances import LEAST, energy_distance, mmd
+from .independent import evenly_spaced, independent_draws
+from .parameters import Parameters, everyone, shared_parameters
+
+QUANTILES = (0.05, 0.5, 0.95)
+ERRORS = {f"q{100 * q:.0f}_error": q for q in QUANTILES}
+DISTANCES = ["energy_distance", "energy_p", "mmd2", "mmd_p"]
+COLUMNS = [
+    "mean", "sd", "mean_error", "mcse", "z", "sd_ratio", "ess_bulk", "r_hat", "seconds", "ess_per_s", *ERRORS,
+    "wasserstein", *DISTANCES, "gradients", "passes",
+]  # fmt: skip
+MOST_DRAWS = 1000
+MOST_NUMBERS = 2**24
+"""Of the draws whose distances from each other are taken; and numbers that are looked at side by side."""
 
 
-def compare(*posteriors: Posterior, reference: Posterior | None = None) -> pd.DataFrame:
-    """A table of means, sds and their errors, with the effort that went into them.
+def compare(*posteriors: Posterior, reference: Posterior | None = None, seed: int = 0) -> pd.DataFrame:
+    """A table of means, sds, quantiles and their errors, of distances, and of the effort that went into them.
 
     Args:
         posteriors: what to judge; labelled by method, and numbered where methods repeat.
         reference: what to judge by, as from `nuts`; None takes the first posterior.
+        seed: of the random relabellings behind the p-values.
 
     Returns:
-        One row a scalar parameter that the posteriors share with the reference, and one named "all" (the worst
-        error, ratio, ESS and R-hat) for each posterior, the reference included. Columns:
+        One row a scalar parameter that the posteriors share with the reference, and one named "all" for each posterior,
+        the reference included. What is not known is NaN: sds of a single draw, R-hat of a single chain, ESS and
+        standard errors of chains of less than 4 draws, whatever draws that are not finite would enter. Columns:
 
         mean, sd: of the draws.
         mean_error: mean minus the reference's mean, in reference sds; at "all" the largest in absolute value.
         mcse: Monte Carlo standard error of mean_error, that of the reference included, in reference sds.
         z: mean_error / mcse; beyond 3 or so it is more than chance. At "all" the largest in absolute value.
         sd_ratio: sd / reference sd; at "all" the one farthest from 1.
-        ess_bulk, r_hat: of ArviZ; R-hat is NaN for a single chain.
+        ess_bulk, r_hat: as ArviZ has them; at "all" the smallest, and the largest.
         seconds: of the whole run, compilation included.
         ess_per_s: ess_bulk / seconds; at "all" of the smallest ESS.
+        q5_error, q50_error, q95_error: quantile minus that of the reference, in reference sds; at "all" the largest in
+            absolute value.
+        wasserstein: 1-Wasserstein distance of the parameter's draws from those of the reference, in reference sds; at
+            "all" the largest.
+        energy_distance, mmd2: at "all" only, of the joint draws of all parameters that vary, in reference sds: energy
+            distance, and squared maximum mean discrepancy by a Gaussian kernel of median length. Both are estimated
+            without bias: around 0, on either side, for draws of the same distribution. They, and their p-values, are of
+            at most 1000 draws of each posterior, kept so far apart in their chains that they are about independent (by
+            the autocorrelation time of the parameter that mixes worst); where fewer than 8 are left, of all draws.
+        energy_p, mmd_p: at "all" only: how often 999 random exchanges of draws between the two give as large a
+            distance; NaN with fewer than 8 independent draws of either.
+        gradients: steps of all chains, warm-up included; each takes one gradient, of a minibatch where it has one (for
+            NUTS their number is counted).
+        passes: gradients, in passes over all rows.
 
     Raises:
         ArgumentError: nothing to compare, or no parameter in common.
@@ -46,75 +78,121 @@ def compare(*posteriors: Posterior, reference: Posterior | None = None) -> pd.Da
         >>> round(float(table.loc[("unknown 2", "mu"), "mean_error"]), 1)
         0.5
     """
-    everyone = list(posteriors) if reference is None else [reference, *posteriors]
-    if len(everyone) < 2:
-        raise ArgumentError(f"compare got {len(everyone)} posterior; it needs one to judge and one to judge by.")
-    for posterior in everyone:
-        if not isinstance(posterior, Posterior):
-            raise ArgumentError(f"compare got a {type(posterior).__name__}; it takes posteriors, as infer returns.")
-    tables = [_moments(posterior) for posterior in everyone]
-    shared = [name for name in tables[0].index if all(name in table.index for table in tables)]
-    if not shared:
-        raise ArgumentError(
-            f"The posteriors have no parameter in common: {list(tables[0].index)[:5]} and {list(tables[1].index)[:5]}."
+    labelled = everyone("compare", posteriors, reference)
+    seed = check_seed(seed)
+    shared = shared_parameters(list(labelled.values()))
+    base, base_moments = shared[0], _moments(shared[0])
+    judged = {}
+    for (label, posterior), parameters in zip(labelled.items(), shared, strict=True):
+        is_base = parameters is base
+        table = _judge(base_moments if is_base else _moments(parameters), base_moments, is_base=is_base)
+        table["wasserstein"] = _wasserstein(parameters.flat, base.flat) / base_moments["sd"]
+        for name, value in _effort(posterior).items():
+            table[name] = value
+        table["ess_per_s"] = table["ess_bulk"] / table["seconds"]
+        total = _worst(table)
+        total.update(dict.fromkeys(DISTANCES, 0.0) | {"energy_p": np.nan, "mmd_p": np.nan})
+        if not is_base:
+            total.update(_joint(parameters, table, base, base_moments, seed))
+        judged[label] = pd.concat([table, pd.DataFrame({"all": total}).T])
+    return pd.concat(judged, names=["posterior", "parameter"])[COLUMNS]
+
+
+def _moments(parameters: Parameters) -> pd.DataFrame:
+    """Mean, sd, quantiles, MCSE, ESS and R-hat of every parameter."""
+    num_chains, num_samples = parameters.values.shape[:2]
+    block = max(1, MOST_NUMBERS // (num_chains * num_samples))
+    parts = []
+    for values in parameters.values.split(block, -1):
+        draws = values.double()
+        flat, unknown = draws.flatten(0, 1), torch.full(draws.shape[2:], torch.nan, dtype=torch.float64)
+        enough = num_samples >= LEAST_DRAWS
+        still = (flat == flat[0]).all(0)  # rounding of the mean would leave them some variance
+        sd = torch.where(still, 0.0, flat.std(0)) if len(flat) > 1 else unknown
+        quantiles = np.quantile(flat.numpy(), QUANTILES, axis=0)
+        parts.append(
+            {
+                "mean": flat.mean(0),
+                "sd": sd,
+                "mcse_mean": sd / ess_mean(draws).sqrt() if enough else unknown,
+                **dict(zip(("ess_bulk", "ess_tail"), ess(draws) if enough else (unknown, unknown), strict=True)),
+                "r_hat": rhat(draws) if enough and num_chains > 1 else unknown,
+                **dict(zip(ERRORS, quantiles, strict=True)),
+            }
         )
-    base = tables[0].loc[shared]
-    labels = _labels(everyone)
-    judged = [
-        _judge(table.loc[shared], base, posterior, is_base=table is tables[0])
-        for table, posterior in zip(tables, everyone, strict=True)
-    ]
-    return pd.concat(dict(zip(labels, judged, strict=True)), names=["posterior", "parameter"])[COLUMNS]
+    return pd.concat([pd.DataFrame(part) for part in parts]).set_axis(parameters.names)
 
 
-def _moments(posterior: Posterior) -> pd.DataFrame:
-    """Mean, sd, MCSE, ESS and R-hat of every scalar parameter."""
-    import arviz as az
-
-    rows = {}
-    for name, value in posterior.draws.items():
-        draws = value.detach().double().cpu().numpy()
-        for index in np.ndindex(draws.shape[2:]):
-            label = f"{name}[{', '.join(map(str, index))}]" if index else name
-            chains = draws[(slice(None), slice(None), *index)]
-            enough = chains.shape[1] >= 4
-            with np.errstate(all="ignore"):  # a parameter that does not vary
-                ess, ess_mean = (float(az.ess(chains, method=m)) if enough else np.nan for m in ("bulk", "mean"))
-                rhat = float(az.rhat(chains)) if enough and len(chains) > 1 else np.nan
-            sd = float(chains.std(ddof=1)) if chains.size > 1 else np.nan
-            mean = float(chains.mean())
-            rows[label] = {"mean": mean, "sd": sd, "mcse_mean": sd / ess_mean**0.5, "ess_bulk": ess, "r_hat": rhat}
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _judge(table: pd.DataFrame, base: pd.DataFrame, posterior: Posterior, *, is_base: bool) -> pd.DataFrame:
+def _judge(table: pd.DataFrame, base: pd.DataFrame, *, is_base: bool) -> pd.DataFrame:
+    """Errors in sds of the reference, whose moments are `base`."""
     out = table.copy()
     out["mean_error"] = (table["mean"] - base["mean"]) / base["sd"]
     out["sd_ratio"] = table["sd"] / base["sd"]
     variance = base["mcse_mean"] ** 2 + (0 if is_base else table["mcse_mean"] ** 2)
     out["mcse"] = np.sqrt(variance) / base["sd"]
     out["z"] = out["mean_error"] / out["mcse"]
-    out["seconds"] = sum(posterior.timing.values()) or float("nan")
-    out["ess_per_s"] = out["ess_bulk"] / out["seconds"]
-    worst = _farthest(out["mean_error"].abs())
-    total = {
-        "mean_error": out.loc[worst, "mean_error"],
-        "mcse": out.loc[worst, "mcse"],
-        "z": out.loc[_farthest(out["z"].abs()), "z"],
-        "sd_ratio": out.loc[_farthest(out["sd_ratio"].sub(1).abs()), "sd_ratio"],
-        "ess_bulk": out["ess_bulk"].min(),
-        "r_hat": out["r_hat"].max(),
-        "seconds": out["seconds"].iloc[0],
-        "ess_per_s": out["ess_per_s"].min(),
+    for name in ERRORS:
+        out[name] = (table[name] - base[name]) / base["sd"]
+    return out
+
+
+def _wasserstein(draws: Tensor, base: Tensor) -> list[float]:
+    """For every parameter, of draws `(n, parameters)` and `(m, parameters)`; NaN where some are not finite."""
+    from scipy.stats import wasserstein_distance
+
+    pairs = zip(draws.T.numpy(), base.T.numpy(), strict=True)
+    return [wasserstein_distance(*pair) if np.isfinite(np.concatenate(pair)).all() else np.nan for pair in pairs]
+
+
+def _effort(posterior: Posterior) -> dict[str, float]:
+    num_chains = len(next(iter(posterior.draws.values())))
+    gradients = float(posterior.num_steps * num_chains)
+    num_data = posterior.settings.get("num_data")
+    rows = posterior.settings.get("batch_size")
+    share = (num_data if rows is None else rows) / num_data if num_data else np.nan
+    seconds = sum(posterior.timing.values())
+    return {"seconds": seconds if seconds else np.nan, "gradients": gradients, "passes": gradients * share}
+
+
+def _worst(table: pd.DataFrame) -> dict[str, float]:
+    """The row of a whole posterior."""
+
+    def farthest(column: str, target: float = 0.0) -> Any:
+        """Where it is; anywhere if no distance is known, as for a single draw or a reference that does not vary."""
+        distances = table[column].sub(target).abs()
+        return distances.idxmax() if distances.notna().any() else distances.index[0]
+
+    worst = farthest("mean_error")
+    return {
+        "mean_error": table.loc[worst, "mean_error"],
+        "mcse": table.loc[worst, "mcse"],
+        **{name: table.loc[farthest(name), name] for name in ("z", *ERRORS)},
+        "sd_ratio": table.loc[farthest("sd_ratio", 1.0), "sd_ratio"],
+        "ess_bulk": table["ess_bulk"].min(),
+        "r_hat": table["r_hat"].max(),
+        "ess_per_s": table["ess_per_s"].min(),
+        "wasserstein": table["wasserstein"].max(),
+        **{name: table[name].iloc[0] for name in ("seconds", "gradients", "passes")},
     }
-    return pd.concat([out, pd.DataFrame({"all": total}).T])
 
 
-def _farthest(distances: pd.Series) -> Any:
-    """Where they are largest; anywhere if none is known, as for a single draw or a reference that does not vary."""
-    return distances.idxmax() if distances.notna().any() else distances.index[0]
-
-
-def _labels(posteriors: list[Posterior]) -> list[str]:
-    names = [str(posterior.settings.get("method", "unknown")) for posterior in posteriors]
-    return [name if names.count(name) == 1 else f"{name} {1 + names[:i].count(name)}" for i, name in enumerate(names)]
+def _joint(
+    judged: Parameters, table: pd.DataFrame, base: Parameters, base_table: pd.DataFrame, seed: int
+) -> dict[str, float]:
+    """Distances of all parameters at once; tables are of their moments."""
+    sd, center = (torch.from_numpy(base_table[name].to_numpy(copy=True)) for name in ("sd", "mean"))
+    varying = torch.isfinite(sd) & (sd > 0)
+    if not varying.any() or not judged.values[..., varying].isfinite().all():
+        return dict.fromkeys(DISTANCES, np.nan)
+    most = max(LEAST, min(MOST_DRAWS, MOST_NUMBERS // int(varying.sum())))
+    samples, enough = [], True
+    for parameters, moments in ((judged, table), (base, base_table)):
+        values = parameters.values[..., varying]
+        kept = independent_draws(values, moments.loc[varying.numpy(), ["ess_bulk", "ess_tail"]].min(axis=None), most)
+        if len(kept) < LEAST:
+            kept, enough = evenly_spaced(values.flatten(0, 1), most).double(), False
+        samples.append((kept - center[varying]) / sd[varying])
+    first, second = samples
+    generator = torch.Generator().manual_seed(seed) if enough else None
+    energy, discrepancy = energy_distance(first, second, generator), mmd(first, second, generator)
+    return dict(zip(DISTANCES, (*energy, *discrepancy), strict=True))

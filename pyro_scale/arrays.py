@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_scale.errors import DataError
+from pyro_scale.errors import ArgumentError, DataError
 
 BLOCK_NUMBERS = 2**20
 """At most so many numbers are looked at side by side: data may be mapped from files larger than memory."""
@@ -78,6 +78,20 @@ def place_constant(leaf: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub":
         leaf = torch.from_numpy(np.array(leaf))
     return place(leaf.detach(), dtype, device) if isinstance(leaf, Tensor) else leaf
+
+
+def as_numbers(name: str, value: Any) -> Tensor:
+    """A tensor of the numbers in a tensor, array, table or nested list, without gradients.
+
+    Raises:
+        ArgumentError: it holds something else.
+    """
+    try:
+        found = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(value).__name__
+        raise ArgumentError(f"{name}: got a {kind}; pass numbers in a tensor, an array or a list.") from error
+    return found.detach()
 
 
 def check_finite(name: str, value: Tensor) -> None:

@@ -99,14 +99,24 @@ def ess(draws: Tensor) -> tuple[Tensor, Tensor]:
     return bulk, tail
 
 
+def ess_mean(draws: Tensor) -> Tensor:
+    """Effective sample size of the mean: Vehtari et al. (2021), section 3.
+
+    Args:
+        draws: `(num_chains, num_samples, ...)`; at least 4 draws a chain.
+
+    Returns:
+        For each value, `(...)`.
+    """
+    return _effective(_halves(draws)).reshape(draws.shape[2:])
+
+
 def effective_size(draws: Tensor) -> float:
     """How many independent draws the mean of a series `(num_chains, num_samples)` is worth.
 
     Chains of less than 4 draws count as if these were independent.
     """
-    if draws.shape[1] < LEAST_DRAWS:
-        return float(draws.numel())
-    return float(_effective(_halves(draws.unsqueeze(-1))))
+    return float(draws.numel() if draws.shape[1] < LEAST_DRAWS else ess_mean(draws))
 
 
 def _two_dimensional(draws: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from torch import Tensor
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
 
-COLUMNS = ["mean", "sd", "mean_error", "mcse", "z", "sd_ratio", "ess_bulk", "r_hat", "seconds", "ess_per_s"]
+COLUMNS = ["mean", "sd", "mean_error", "mcse", "z", "sd_ratio", "ess_bulk", "r_hat", "seconds", "ess_per_s",
+           "q5_error", "q50_error", "q95_error", "wasserstein", "energy_distance", "energy_p", "mmd2", "mmd_p",
+           "gradients", "passes"]  # fmt: skip
 CYCLE = torch.tensor([-1.0, 1.0, 1.0, -1.0] * 25, dtype=torch.float64)
 """Mean 0, and sd 1 but for the divisor."""
 SD = math.sqrt(200 / 199)  # of two such chains
@@ -141,6 +143,9 @@ def test_a_single_draw_has_a_mean_only() -> None:
     assert table.loc[("map", "mu"), "mean_error"] == pytest.approx(1 / SD)
     assert table.loc[("map", "mu"), ["sd", "sd_ratio", "ess_bulk", "r_hat", "mcse", "ess_per_s"]].isna().all()
     assert table.loc[("map", "all"), "mean_error"] == pytest.approx(1 / SD)
+    assert table.loc[("map", "mu"), "wasserstein"] == pytest.approx(1 / SD)  # all of it is moved by 0 or by 2
+    assert table.loc[("map", "all"), "energy_distance"] > 0
+    assert table.loc[("map", "all"), ["energy_p", "mmd_p"]].isna().all()
 
 
 def test_a_parameter_that_does_not_vary_is_no_obstacle() -> None:
@@ -151,7 +156,8 @@ def test_a_parameter_that_does_not_vary_is_no_obstacle() -> None:
     assert table.loc[("fast", "all"), "mean_error"] == pytest.approx(0.5 / SD)
     assert math.isnan(table.loc[("fast", "one"), "sd_ratio"])
     only = compare(made("fast", one=constant), reference=made("exact", one=constant))
-    assert only.loc[("fast", "all")].drop(["ess_bulk", "seconds", "ess_per_s"]).isna().all()
+    known = ["ess_bulk", "seconds", "ess_per_s", "gradients"]
+    assert only.loc[("fast", "all")].drop(known).isna().all()
 
 
 def test_draws_of_every_type() -> None:
@@ -170,6 +176,93 @@ def test_numbers_can_be_selected_and_formatted() -> None:
     table = compare(made("fast", mu=noise(2, 50)), reference=made("exact", mu=noise(2, 50, seed=1)))
     assert all(dtype == np.float64 for dtype in table.dtypes)
     assert "mean_error" in table.round(2).to_string()
+
+
+def test_quantiles_and_wasserstein_are_those_of_numpy_and_scipy() -> None:
+    one, other = 2 + 3 * noise(4, 300), noise(3, 200, seed=1).exp()
+    flat, base = (each.flatten().numpy() for each in (other, one))
+    row = compare(made("fast", mu=other), reference=made("exact", mu=one)).loc[("fast", "mu")]
+    sd = base.std(ddof=1)
+    for share in (5, 50, 95):
+        expected = (np.percentile(flat, share) - np.percentile(base, share)) / sd
+        assert row[f"q{share}_error"] == pytest.approx(expected, rel=1e-9)
+    levels = (np.arange(600_000) + 0.5) / 600_000  # the area between the two quantile functions
+    area = np.abs(np.sort(flat)[(levels * 600).astype(int)] - np.sort(base)[(levels * 1200).astype(int)]).mean()
+    assert row["wasserstein"] == pytest.approx(area / sd, rel=1e-9)
+
+
+def test_the_whole_has_the_largest_errors() -> None:
+    mu, nu = noise(2, 400), noise(2, 400, seed=1)
+    judged = compare(made("fast", mu=mu + 0.2, nu=2 * nu - 0.1), reference=made("exact", mu=mu, nu=nu)).loc["fast"]
+    for column in ("q5_error", "q95_error", "wasserstein"):
+        assert judged.loc["all", column] == judged.loc["nu", column]
+    assert judged.loc["all", "q5_error"] < 0 < judged.loc["all", "q95_error"]
+    assert judged.loc[["mu", "nu"], ["energy_distance", "energy_p", "mmd2", "mmd_p"]].isna().all(axis=None)
+    assert judged.loc["all", "energy_p"] == judged.loc["all", "mmd_p"] == 0.001
+
+
+def test_distances_are_in_sds_of_the_reference_and_of_what_varies() -> None:
+    mu, nu, still = noise(2, 300), noise(2, 300, seed=1), torch.full((2, 300), 1 / 3)
+    scale = torch.tensor([1.0, 1000.0], dtype=torch.float64)
+
+    def whole(scale: Tensor, **more: Tensor) -> Any:
+        moved = torch.stack([mu + 0.3, nu - 0.2], -1).flip(1) * scale
+        reference = made("exact", w=torch.stack([mu, nu], -1) * scale, **more)
+        return compare(made("fast", w=moved, **more), reference=reference).loc[("fast", "all")]
+
+    one = whole(torch.ones(2, dtype=torch.float64))
+    for other in (whole(scale), whole(scale, still=still)):
+        for column in ("energy_distance", "mmd2", "energy_p"):
+            assert other[column] == pytest.approx(one[column], rel=1e-6)
+
+
+def test_the_same_law_and_the_reference_itself() -> None:
+    table = compare(made("fast", mu=noise(4, 500, 3)), reference=made("exact", mu=noise(4, 500, 3, seed=1)))
+    assert abs(table.loc[("fast", "all"), "energy_distance"]) < 0.02
+    assert table.loc[("fast", "all"), "energy_p"] > 0.05
+    itself = table.loc[("exact", "all")]
+    assert itself[["energy_distance", "mmd2", "wasserstein", "q5_error", "q50_error", "q95_error"]].eq(0).all()
+    assert itself[["energy_p", "mmd_p"]].isna().all()
+
+
+@pytest.mark.parametrize("shape", [(1, 500), (20, 1), (3, 1), (2, 3), (1, 1)])
+def test_every_number_of_chains_and_draws(shape: tuple[int, int]) -> None:
+    """A normal approximation, ensembles large and small, chains too short for any ESS, a mode."""
+    table = compare(made("fast", mu=noise(*shape, 2)), reference=made("exact", mu=noise(4, 200, 2, seed=1)))
+    row, whole = table.loc[("fast", "mu[1]")], table.loc[("fast", "all")]
+    assert math.isnan(row["r_hat"])
+    assert math.isnan(row["ess_bulk"]) == (shape[1] < 4)
+    assert math.isnan(row["sd"]) == (shape == (1, 1))
+    assert math.isnan(whole["energy_p"]) == (shape[0] * shape[1] < 8)
+    assert math.isfinite(whole["energy_distance"]) and math.isfinite(row["wasserstein"])
+
+
+def test_what_a_run_cost() -> None:
+    posterior = made("fast", mu=chains(0.0, 1.0, num_chains=4))
+    posterior.settings.update(num_data=1000, batch_size=50)
+    whole = made("exact", mu=chains(0.0, 1.0))
+    whole.settings.update(num_data=1000, batch_size=None)
+    table = compare(posterior, reference=whole)
+    assert (table.loc["fast", "gradients"] == 400).all() and (table.loc["fast", "passes"] == 20).all()
+    assert (table.loc["exact", "gradients"] == 200).all() and (table.loc["exact", "passes"] == 200).all()
+
+
+def test_draws_that_are_not_finite_are_told_by_nan() -> None:
+    broken = noise(2, 100, 2)
+    broken[0, 3, 0] = torch.nan
+    table = compare(made("fast", mu=broken), reference=made("exact", mu=noise(2, 100, 2, seed=1)))
+    row, whole = table.loc[("fast", "mu[0]")], table.loc[("fast", "all")]
+    assert row[["mean", "sd", "wasserstein", "q5_error", "ess_bulk", "r_hat"]].isna().all()
+    assert whole[["energy_distance", "energy_p"]].isna().all()
+    assert not math.isnan(table.loc[("fast", "mu[1]"), "mean_error"])
+
+
+def test_seeds_decide_the_relabellings() -> None:
+    one, other = made("fast", mu=noise(2, 100)), made("exact", mu=noise(2, 100, seed=1))
+    p_values = [compare(one, reference=other, seed=seed).loc[("fast", "all"), "energy_p"] for seed in (0, 0, 1)]
+    assert p_values[0] == p_values[1] != p_values[2]
+    with pytest.raises(ArgumentError, match="seed is -1"):
+        compare(one, reference=other, seed=-1)
 
 
 BAD: dict[str, tuple[list[Any], dict[str, Any], str]] = {
@@ -199,3 +292,15 @@ def test_errors_are_told_in_their_standard_errors() -> None:
     assert judged.loc["nu", "z"] < -15
     assert abs(judged.loc["mu", "z"]) < 3
     assert judged.loc["all", "z"] == judged.loc["nu", "z"]
+
+
+def test_the_parameter_that_mixes_worst_decides_what_is_independent() -> None:
+    """Of 400 draws of a random walk next to none are, whatever the other parameter does."""
+    walk = noise(2, 200, seed=5).cumsum(1)
+    quick, slow = made("quick", mu=noise(2, 200), nu=noise(2, 200, seed=1)), made("slow", mu=noise(2, 200), nu=walk)
+    reference = made("exact", mu=noise(2, 200, seed=2), nu=noise(2, 200, seed=3))
+    table = compare(quick, slow, reference=reference)
+    assert not math.isnan(table.loc[("quick", "all"), "energy_p"])
+    whole = table.loc[("slow", "all")]
+    assert math.isnan(whole["energy_p"]) and math.isnan(whole["mmd_p"])
+    assert math.isfinite(whole["energy_distance"])
