@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,21 +15,12 @@ from pyro_scale.checks import check_count, check_seed, derived_seeds
 from pyro_scale.compile import CompiledModel
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError, MissingModelError
+from pyro_scale.gaussians import sample
 from pyro_scale.hessian import row_blocks
 from pyro_scale.posterior import Posterior
-from pyro_scale.types import Batch, Position
+from pyro_scale.types import Batch, Gaussian, Position
 
 from .psis import LEAST_DRAWS, Array, largest_k, smoothed
-
-
-class Approximation(Protocol):
-    """A distribution of positions that can be drawn from, as VI and Laplace make it."""
-
-    def sample(self, n: int, generator: torch.Generator) -> Position:
-        """`n` positions along a leading axis."""
-
-    def log_prob(self, position: Position) -> Tensor:
-        """Log density at one position, in nats; works under `vmap`."""
 
 
 @dataclass(frozen=True)
@@ -151,17 +141,17 @@ def khat(
     return ImportanceCheck(float(k), float(1 / (weights**2).sum()), num_samples, draws)
 
 
-def approximation_of(posterior: Posterior) -> Approximation | None:
+def approximation_of(posterior: Posterior) -> Gaussian | None:
     """What the posterior's draws come from, if that is not the posterior itself."""
-    found: Approximation | None = getattr(posterior, "approximation", None)
+    found: Gaussian | None = getattr(posterior, "approximation", None)
     return found
 
 
 def weighted_positions(
-    compiled: CompiledModel, approximation: Approximation, num_samples: int, seed: int
+    compiled: CompiledModel, approximation: Gaussian, num_samples: int, seed: int
 ) -> tuple[Position, Array]:
     """Draws from an approximation, and log posterior - log density of each, all rows counted, block by block."""
-    positions = approximation.sample(num_samples, torch.Generator().manual_seed(seed))
+    positions = sample(approximation, num_samples, torch.Generator().manual_seed(seed))
     log_q = over_draws(approximation.log_prob, positions).double()
     log_p = torch.zeros_like(log_q)
     for batch in row_blocks(compiled):

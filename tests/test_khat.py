@@ -14,11 +14,13 @@ import torch
 from posterior_cases import generator, posterior_of
 from pyro_scale.diagnostics import khat
 from pyro_scale.diagnostics.importance import weighted_positions
+from pyro_scale.diagnostics.psis import smoothed
 from torch import Tensor
 
 from pyro_scale import hessian
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.errors import ArgumentError, MissingModelError
+from pyro_scale.gaussians import DiagonalGaussian, sample
 from pyro_scale.posterior import Posterior
 from pyro_scale.types import Position
 
@@ -53,22 +55,9 @@ def normal(value: Tensor, mean: Any, sd: Any) -> Tensor:
     return -(((value - mean) / sd) ** 2) / 2 - sd.log() - math.log(2 * math.pi) / 2
 
 
-class Normal:
+def around(mean: Position, sd: float) -> DiagonalGaussian:
     """Independent normals around a center, in unconstrained space."""
-
-    def __init__(self, mean: Position, sd: float) -> None:
-        self.mean, self.sd = mean, sd
-
-    def sample(self, n: int, generator: torch.Generator) -> Position:
-        noise = {
-            name: torch.randn(n, *leaf.shape, generator=generator, dtype=torch.float64)
-            for name, leaf in self.mean.items()
-        }
-        return {name: (leaf + self.sd * noise[name]).to(leaf.dtype) for name, leaf in self.mean.items()}
-
-    def log_prob(self, position: Position) -> Tensor:
-        parts = [dist.Normal(leaf, self.sd).log_prob(position[name]).sum() for name, leaf in self.mean.items()]
-        return torch.stack(parts).sum()
+    return DiagonalGaussian(mean, {name: torch.full_like(leaf, sd) for name, leaf in mean.items()})
 
 
 def made(compiled: CompiledModel, approximation: Any) -> Posterior:
@@ -80,7 +69,7 @@ def made(compiled: CompiledModel, approximation: Any) -> Posterior:
 
 def narrower(factor: float, **compiling: Any) -> Posterior:
     mean = {"mu": torch.tensor(MEAN, dtype=torch.float64)}
-    return made(compile_model(known_variance, {"y": Y}, **compiling), Normal(mean, SD / factor))
+    return made(compile_model(known_variance, {"y": Y}, **compiling), around(mean, SD / factor))
 
 
 @pytest.mark.parametrize("factor", [1.2, 1.5, 1.75])
@@ -105,7 +94,7 @@ def test_ratios_are_those_of_unconstrained_densities_of_all_rows(
     monkeypatch.setattr(hessian, "BLOCK_ROWS", 7)
     compiled = compile_model(model, {"y": Y}, batch_size=batch_size)
     mean = {name: torch.full(shape, 0.3, dtype=torch.float64) for name, shape in compiled.latent.items()}
-    positions, ratios = weighted_positions(compiled, Normal(mean, 0.1), 30, 5)
+    positions, ratios = weighted_positions(compiled, around(mean, 0.1), 30, 5)
     assert {name: leaf.shape[1:] for name, leaf in positions.items()} == compiled.latent
     expected = []
     for i in range(30):
@@ -126,7 +115,7 @@ def test_ratios_are_those_of_unconstrained_densities_of_all_rows(
 
 def test_resampled_draws_are_of_the_posterior() -> None:
     """q is twice as wide and off by half an sd; 5000 draws of 20,000 err by 0.02 sds at most: within three."""
-    q = Normal({"mu": torch.tensor(MEAN + SD / 2, dtype=torch.float64)}, 2 * SD)
+    q = around({"mu": torch.tensor(MEAN + SD / 2, dtype=torch.float64)}, 2 * SD)
     posterior = made(compile_model(known_variance, {"y": Y}), q)
     found = khat(posterior, num_samples=20_000, resampled=5000, seed=1)
     mu = found.draws["mu"]
@@ -134,7 +123,7 @@ def test_resampled_draws_are_of_the_posterior() -> None:
     print((float(mu.mean()) - MEAN) / SD, float(mu.std()) / SD)
     assert abs(float(mu.mean()) - MEAN) / SD < 0.065
     assert abs(float(mu.std()) / SD - 1) < 0.05
-    z = (q.sample(20_000, generator(0))["mu"] - MEAN) / SD
+    z = (sample(q, 20_000, generator(0))["mu"] - MEAN) / SD
     weights = (normal(z, 0.0, 1.0) - normal(z, 0.5, 2.0)).exp()
     assert found.effective_size == pytest.approx(float(weights.sum() ** 2 / weights.square().sum()), rel=0.05)
     assert found.draws.keys() == {"mu", "twice"} and not khat(posterior).draws
@@ -148,9 +137,16 @@ def test_the_same_seed_gives_the_same_and_global_state_stays() -> None:
 
 def test_in_float32() -> None:
     mean = {"mu": torch.tensor(MEAN)}
-    posterior = made(compile_model(known_variance, {"y": Y.float()}), Normal(mean, SD / 1.5))
-    found = khat(posterior, num_samples=4000, resampled=10, seed=0)
-    assert found.k == pytest.approx(khat(narrower(1.5), num_samples=4000, seed=0).k, abs=0.02)
+    q = around(mean, SD / 1.5)
+    compiled = compile_model(known_variance, {"y": Y.float()})
+    positions, ratios = weighted_positions(compiled, q, 4000, 0)
+    mu, y = positions["mu"].double()[:, None], Y.float().double()
+    expected = (
+        normal(mu, 0.0, 1.0).squeeze(1) + normal(y, mu, 1.0).sum(1) - normal(mu[:, 0], mean["mu"].double(), SD / 1.5)
+    )
+    np.testing.assert_allclose(ratios, expected, atol=1e-4)
+    assert float(smoothed(ratios)[1]) == pytest.approx(float(smoothed(expected.numpy())[1]), abs=0.01)
+    found = khat(made(compiled, q), num_samples=4000, resampled=10)
     assert found.draws["mu"].dtype == torch.float32
 
 
@@ -163,7 +159,7 @@ def test_verdicts_in_words() -> None:
     assert f"Pareto k is {fair.k:.2f}, limit 0.70; 4000 weighted draws are worth" in str(fair)
 
 
-class Nowhere(Normal):
+class Nowhere(DiagonalGaussian):
     def log_prob(self, position: Position) -> Tensor:
         return super().log_prob(position) + math.nan
 
@@ -186,7 +182,7 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] =
     "none resampled": (lambda: narrower(1.0), {"resampled": 0}, ArgumentError, "resampled is 0; .* at least 1"),
     "seed": (lambda: narrower(1.0), {"seed": 0.5}, ArgumentError, "seed is 0.5"),
     "no density": (
-        lambda: made(compile_model(known_variance, {"y": Y}), Nowhere(MU, 1.0)), {}, ArgumentError,
+        lambda: made(compile_model(known_variance, {"y": Y}), Nowhere(MU, MU)), {}, ArgumentError,
         "finite density at 0 of 2000 draws from the approximation; at least 25 are needed",
     ),
 }  # fmt: skip

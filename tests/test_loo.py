@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_scale.compile import compile_model
 from pyro_scale.errors import ArgumentError, MissingModelError, ModelError
+from pyro_scale.gaussians import DenseGaussian
 from pyro_scale.posterior import Posterior
 
 NUM_ROWS = 60
@@ -172,25 +173,16 @@ def test_as_fits_without_each_row(exact: Posterior) -> None:
     assert found.subsampling_se == 0 and found.warning == "" and list(found.rows) == list(range(NUM_ROWS))
 
 
-class Wide:
+def wide() -> DenseGaussian:
     """A normal of the posterior's mean, with an sd half as large again."""
-
-    def __init__(self, factor: float = 1.5) -> None:
-        mean, covariance = exact_regression(X, Y)
-        self.law = dist.MultivariateNormal(mean, scale_tril=factor * torch.linalg.cholesky(covariance))
-
-    def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        noise = torch.randn(n, 3, generator=generator, dtype=torch.float64)
-        return {"w": self.law.loc + noise @ self.law.scale_tril.T}
-
-    def log_prob(self, position: dict[str, Tensor]) -> Tensor:
-        return self.law.log_prob(position["w"])
+    mean, covariance = exact_regression(X, Y)
+    return DenseGaussian({"w": mean}, 1.5 * torch.linalg.cholesky(covariance))
 
 
 def test_draws_of_an_approximation_are_weighted() -> None:
     """Without the weights the sum is off by 1.5."""
     posterior = exact_posterior(X, Y, num_chains=1, num_samples=4000)
-    posterior.approximation = Wide()  # type: ignore[attr-defined]
+    posterior.approximation = wide()  # type: ignore[attr-defined]
     expected = without_each_row(X, Y).numpy()
     found = loo(posterior, seed=1)
     again = loo(posterior, seed=2)
