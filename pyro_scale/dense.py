@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.gradient import Frame
 from pyro_scale.hessian import largest_curvatures, row_blocks
 from pyro_scale.mode import Mode
-from pyro_scale.sample import explore
+from pyro_scale.pilot import explore
+from pyro_scale.progress import Reporter
 from pyro_scale.spread import autocorrelation_times, shrunk_covariance
 from pyro_scale.step_sizes import MOST_NOISE
 from pyro_scale.types import Kernel, Position
@@ -91,8 +92,9 @@ class Dense:
         self.generator = generator
         self.blocks = row_blocks(compiled)
 
-    def ascended(self, starts: Position) -> Ascended:
-        """The modes above the first starts."""
+    def ascended(self, starts: Position, seek: Callable[[], None]) -> Ascended:
+        """The modes above the first starts; `seek` is called on the way."""
+        seek()
         modes = distinct_modes(self.compiled, starts)
         best = modes[0] if modes else curvature_at(self.compiled, self.blocks, {k: v[0] for k, v in starts.items()})
         # in other modes too steps must be stable
@@ -116,6 +118,7 @@ class Dense:
         seeds: Sequence[int],
         frame: Frame,
         centers: Tensor,
+        reporter: Reporter,
     ) -> Learned | None:
         """What a window of the pilot teaches beyond its first third; None if a chain diverges.
 
@@ -127,8 +130,9 @@ class Dense:
             seeds: of the run.
             frame: what the chains move in.
             centers: around which they started, one after another, `(centers, d)`.
+            reporter: is told of the steps.
         """
-        found = explore(self.compiled, kernel, number, every, start, seeds, frame)
+        found = explore(self.compiled, kernel, number, every, start, seeds, frame, reporter)
         if found is None:
             return None
         assert frame.whitened is not None

@@ -28,7 +28,7 @@ ORDER = [
     "compile", "graph", "recorder", "tracing", "capture", "cached", "inductor", "native", "inlined", "choice",
     "keyed", "batches", "hessian", "mode", "climbs", "law", "bias", "step_sizes", "spread", "convergence",
     "superchains", "whitening", "gradient", "local", "inputs", "arriving", "progress", "moments", "collected",
-    "loop", "steps", "draws", "given", "initial", "sample", "gradient_noise", "dense", "products", "newton_cg",
+    "loop", "steps", "draws", "given", "initial", "sample", "pilot", "gradient_noise", "dense", "products", "newton_cg",
     "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "predict", "inference_data",
     "storage", "groups", "temperature", "health", "mixing", "assessment", "posterior", "outcome", "files",
     "module_checks", "parameter_priors", "module_models", "inference", "__init__", "__main__",
