@@ -23,6 +23,9 @@ from pyro_scale.whitening import Whitened
 PILOT_CHAINS = 8
 CURVATURE_ROWS = 4096
 MOST_THINNING = 1000
+FAR = 1e6
+"""Standard deviations beyond which a chain has diverged, though its numbers are finite yet; many, since without a mode
+the first coordinates may be far too narrow."""
 SETTLING = 10
 """Autocorrelation times from the pilot's end to the first draw."""
 
@@ -140,6 +143,8 @@ class Dense:
         group = torch.arange(draws.shape[1], device="cpu") % len(centers)
         centers = torch.stack([draws[:, group == each].mean((0, 1)) for each in range(len(centers))])
         scaled = (draws - centers[group]) / self.sd
+        if not float(scaled.abs().max()) < FAR:
+            return None
         time = float(torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2)).max())
         effective = scaled.shape[0] * scaled.shape[1] / time
         spread = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
