@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -49,13 +50,15 @@ class Ascent:
         compiled: the model.
         like: an example of a position.
         seed: of the minibatches.
+        seek: is called after every window of steps.
 
     References:
         Kingma & Ba (2015), Adam: a method for stochastic optimization, ICLR.
     """
 
-    def __init__(self, compiled: CompiledModel, like: Position, seed: int) -> None:
+    def __init__(self, compiled: CompiledModel, like: Position, seed: int, seek: Callable[[], None]) -> None:
         self.compiled = compiled
+        self.seek = seek
         size = compiled.batch_size
         generator = torch.Generator().manual_seed(seed)
         self.batches = None if size is None else Permutations(compiled.num_data, size, 1, generator)
@@ -81,6 +84,7 @@ class Ascent:
             window = min(WINDOW, most_steps - steps)
             values = self._window(moving, rate, steps, window, most_steps)
             steps += window
+            self.seek()
             finite = bool(values.isfinite().all()) and moving.is_finite()
             if not finite or (rising and before is not None and _rise(before, values) < -3):
                 moving = _Moving(held, units, self.compiled.num_data)

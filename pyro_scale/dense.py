@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.gradient import Frame
 from pyro_scale.hessian import largest_curvatures, row_blocks
 from pyro_scale.mode import Mode
-from pyro_scale.sample import explore
+from pyro_scale.pilot import explore
+from pyro_scale.progress import Reporter
 from pyro_scale.spread import autocorrelation_times, shrunk_covariance
 from pyro_scale.step_sizes import MOST_NOISE
 from pyro_scale.types import Kernel, Position
@@ -22,6 +23,9 @@ from pyro_scale.whitening import Whitened
 PILOT_CHAINS = 8
 CURVATURE_ROWS = 4096
 MOST_THINNING = 1000
+FAR = 1e6
+"""Standard deviations beyond which a chain has diverged, though its numbers are finite yet; many, since without a mode
+the first coordinates may be far too narrow."""
 SETTLING = 10
 """Autocorrelation times from the pilot's end to the first draw."""
 
@@ -91,8 +95,9 @@ class Dense:
         self.generator = generator
         self.blocks = row_blocks(compiled)
 
-    def ascended(self, starts: Position) -> Ascended:
-        """The modes above the first starts."""
+    def ascended(self, starts: Position, seek: Callable[[], None]) -> Ascended:
+        """The modes above the first starts; `seek` is called on the way."""
+        seek()
         modes = distinct_modes(self.compiled, starts)
         best = modes[0] if modes else curvature_at(self.compiled, self.blocks, {k: v[0] for k, v in starts.items()})
         # in other modes too steps must be stable
@@ -116,6 +121,7 @@ class Dense:
         seeds: Sequence[int],
         frame: Frame,
         centers: Tensor,
+        reporter: Reporter,
     ) -> Learned | None:
         """What a window of the pilot teaches beyond its first third; None if a chain diverges.
 
@@ -127,8 +133,9 @@ class Dense:
             seeds: of the run.
             frame: what the chains move in.
             centers: around which they started, one after another, `(centers, d)`.
+            reporter: is told of the steps.
         """
-        found = explore(self.compiled, kernel, number, every, start, seeds, frame)
+        found = explore(self.compiled, kernel, number, every, start, seeds, frame, reporter)
         if found is None:
             return None
         assert frame.whitened is not None
@@ -136,6 +143,8 @@ class Dense:
         group = torch.arange(draws.shape[1], device="cpu") % len(centers)
         centers = torch.stack([draws[:, group == each].mean((0, 1)) for each in range(len(centers))])
         scaled = (draws - centers[group]) / self.sd
+        if not float(scaled.abs().max()) < FAR:
+            return None
         time = float(torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2)).max())
         effective = scaled.shape[0] * scaled.shape[1] / time
         spread = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from pyro_scale.gradient import Frame, anchor_at
 from pyro_scale.hessian import Spectrum
 from pyro_scale.mode import Mode, with_all_rows
 from pyro_scale.newton_cg import ascend
+from pyro_scale.pilot import explore
 from pyro_scale.products import Products, diagonal, largest_eigenvalue
-from pyro_scale.sample import explore
+from pyro_scale.progress import Reporter
 from pyro_scale.seen import Seen
 from pyro_scale.spread import autocorrelation_times, shrunk_variances
 from pyro_scale.starts import LinAlgError
@@ -93,15 +94,18 @@ class Diagonal:
         """All rows once."""
         return self.fisher.blocks
 
-    def ascended(self, starts: Position) -> Ascended:
+    def ascended(self, starts: Position, seek: Callable[[], None]) -> Ascended:
         """The ends of climbs from the first starts, where they differ; chains start nearer the ends than the normal.
 
         The first draws around a mode are within the posterior in its steepest direction: with many coordinates the
         normal of a diagonal reaches far beyond the posterior where they are correlated.
         """
         number = min(MOST_CLIMBS, len(next(iter(starts.values()))))
-        ascent = Ascent(self.compiled, tree.map(lambda leaf: leaf[0], starts), self._seed())
-        modes = [self._climbed(ascent, tree.map(lambda leaf, k=k: leaf[k], starts)) for k in range(number)]
+        ascent = Ascent(self.compiled, tree.map(lambda leaf: leaf[0], starts), self._seed(), seek)
+        modes = []
+        for chain in range(number):
+            seek()
+            modes.append(self._climbed(ascent, tree.map(lambda leaf, k=chain: leaf[k], starts)))
         best = max(modes, key=lambda mode: mode.log_posterior if math.isfinite(mode.log_posterior) else -math.inf)
         curvature = sum(mode.negative_hessian for mode in modes) / number
         assert isinstance(curvature, Tensor)
@@ -202,11 +206,12 @@ class Diagonal:
         seeds: Sequence[int],
         frame: Frame,
         centers: Tensor,
+        reporter: Reporter,
     ) -> Learned | None:
         """As `Dense.explored`; means and variances stay where the window is too short to tell them."""
         assert frame.whitened is not None
         seen = Seen(frame.whitened, centers, number, self.generator)
-        found = explore(self.compiled, kernel, number, every, start, seeds, frame, seen)
+        found = explore(self.compiled, kernel, number, every, start, seeds, frame, reporter, seen)
         if found is None:
             return None
         if not float((found[""] - centers[0][seen.traced]).abs().max()) < FAR * self.sd + float(

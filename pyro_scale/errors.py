@@ -44,6 +44,11 @@ class NonFiniteError(PyroScaleError, ArithmeticError):
 class StoppedError(PyroScaleError, RuntimeError):
     """A callback stopped a run before its first draw, so that there is no posterior to return."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The run ended early: {reason}, before the first draw. Let it run longer, or lower warmup_steps."
+        )
+
 
 class FileFormatError(PyroScaleError, ValueError):
     """A file to load was not written by `Posterior.save`, or its suffix names no format we write."""

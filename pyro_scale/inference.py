@@ -21,13 +21,13 @@ from pyro_scale.kernels import METHODS
 from pyro_scale.local import UNCHANGED
 from pyro_scale.outcome import outcome_of
 from pyro_scale.posterior import Posterior
-from pyro_scale.progress import Callback
+from pyro_scale.progress import Callback, Reporter
 from pyro_scale.sample import run_chains
 from pyro_scale.schedules import check_number
 from pyro_scale.superchains import check_superchains, together
 from pyro_scale.tunable import why_not_tuned
 from pyro_scale.types import Kernel
-from pyro_scale.warmup import tune
+from pyro_scale.warmup import Tuner
 
 logger = logging.getLogger("pyro_scale")
 
@@ -112,7 +112,8 @@ def infer(
             `posterior.settings["steps_run"]` tells how the last step ran.
         bias_tolerance: by how much a tuned step size may bias the sds of a normal posterior, relative to them; > 0.
         progress: show a progress bar on a terminal.
-        callback: called with a `Progress` a few times a second; returning True stops the run and keeps its draws.
+        callback: called with a `Progress` a few times a second, from the pilot run on; returning True stops the run and
+            keeps its draws.
 
     Returns:
         The posterior. Ctrl-C returns what has been drawn so far. Its `timing` adds up to the call: "prepare" (until
@@ -121,7 +122,7 @@ def infer(
     Raises:
         ArgumentError, DataError, ModelError, MinibatchError, StartError: before any sampling; see `compile_model`.
         NonFiniteError: a chain met NaN or infinity; its `posterior` holds the draws made until then.
-        StoppedError: the callback stopped the run before the first draw.
+        StoppedError: the callback stopped the run before the first draw, in the pilot run too.
         Exception: what the callback or, in mid-run, the model raises; its `posterior` holds the draws made until then.
 
     Example:
@@ -162,11 +163,16 @@ def infer(
     start = [initial_positions(compiled, initial, seeds[3:])]
     seconds = {"prepare": time.perf_counter() - began}
     frame, pilot_steps, told = UNCHANGED, 0, {}
+    least = (0 if warmup_steps is None else warmup_steps) + num_samples * (1 if thinning is None else thinning)
+    reporter = Reporter(least, progress, callback)
     if kernel.step_size is None and (reason := why_not_tuned(compiled, kernel)):
         logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
     elif kernel.step_size is None:
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
-        tuned = tune(compiled, kernel, start.pop(), derived_seeds(seeds[0], 1)[0], bias_tolerance, most, num_samples)
+        pilot_seed = derived_seeds(seeds[0], 1)[0]
+        with reporter.closed_by_errors():
+            tuner = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter)
+            tuned = tuner.tuned(most)
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
         start.append(tuned.start)
         thinning = tuned.thinning if thinning is None and not one else thinning
@@ -185,26 +191,18 @@ def infer(
     ready = time.perf_counter()
     # popped: the chains leave their starts, which nothing is to hold in memory then
     chains = run_chains(
-        compiled,
-        kernel,
-        plan,
-        start.pop(),
-        seeds[1:3],
-        progress=progress,
-        callback=callback,
-        jit_compile=jit_compile,
-        frame=frame,
+        compiled, kernel, plan, start.pop(), seeds[1:3], reporter=reporter, jit_compile=jit_compile, frame=frame
     )
     constraining = time.perf_counter() - ready - sum(chains.seconds.values())  # all that is left after the last step
     seconds |= {**chains.seconds, "constrain": constraining}
     started = list(initial) if isinstance(initial, Mapping) else initial
-    origin = {
+    origin: dict[str, Any] = {
         "seed": seed,
         "initial": started,
         "num_superchains": num_superchains,
-        "tuning": told,
         "bias_tolerance": bias_tolerance,
     }
+    origin["tuning"] = told
     return outcome_of(compiled, kernel, plan, chains._replace(seconds=seconds), origin, progress=progress)
 
 

@@ -20,7 +20,7 @@ from pyro_scale.errors import ArgumentError, StartError
 from pyro_scale.given import Given, family_of
 from pyro_scale.handlers import LatentSource, bijection, seeded
 from pyro_scale.loaders import Streamed
-from pyro_scale.mode import DENSE_LIMIT, find_mode
+from pyro_scale.mode import DENSE_LIMIT, adam, find_mode
 from pyro_scale.records import PyroSite
 from pyro_scale.starts import ATTEMPTS, candidates, is_finite, is_finite_or_fails, no_start
 from pyro_scale.types import Batch, Position
@@ -188,11 +188,12 @@ def _prior(compiled: CompiledModel, seeds: Sequence[int]) -> Draw:
 
 def _modes(compiled: CompiledModel, starts: Position, seeds: Sequence[int]) -> Position:
     """Where the climbs from the starts end."""
-    climbs = []
-    for chain, seed in enumerate(seeds):
-        climbs.append(find_mode(compiled, tree.map(lambda leaf, chain=chain: leaf[chain], starts), seed=seed))
-    found = tree.map(lambda *leaves: torch.stack(leaves), *(climb.position for climb in climbs))
-    if astray := [chain for chain, climb in enumerate(climbs) if not climb.converged]:
+    ends = [
+        _climbed(compiled, tree.map(lambda leaf, chain=chain: leaf[chain], starts), seed)
+        for chain, seed in enumerate(seeds)
+    ]
+    found = tree.map(lambda *leaves: torch.stack(leaves), *(position for position, _ in ends))
+    if astray := [chain for chain, (_, converged) in enumerate(ends) if not converged]:
         told = (
             f"initial is 'mode', and {len(astray)} of {len(seeds)} chains reached none, the first of them chain "
             f"{astray[0]}: the log posterior may rise without end (a group sd at 0, separable classes without a prior) "
@@ -202,3 +203,12 @@ def _modes(compiled: CompiledModel, starts: Position, seeds: Sequence[int]) -> P
             raise StartError(told)
         logger.warning("%s They start where their climb ended.", told)
     return found
+
+
+def _climbed(compiled: CompiledModel, start: Position, seed: int) -> tuple[Position, bool]:
+    """Where a climb ends, and whether it has converged; without the curvature, a Hessian product a coordinate."""
+    if tree.size(start) > DENSE_LIMIT:
+        position, converged, _ = adam(compiled, start, seed)
+        return position, converged
+    mode = find_mode(compiled, start)
+    return mode.position, mode.converged

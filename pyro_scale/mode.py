@@ -151,6 +151,7 @@ def _backtrack(rows: AllRows, here: _Iterate) -> Tensor | None:
     return None
 
 
+@torch.no_grad()
 def adam(
     compiled: CompiledModel, start: Position, seed: int, *, learning_rate: float = 0.05
 ) -> tuple[Position, bool, int]:

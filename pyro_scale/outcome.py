@@ -72,7 +72,7 @@ def outcome_of(
         drawn = f"This error's `posterior` holds the draws made before: {num_draws} a chain." if num_draws else ""
         raise NonFiniteError(f"{message} {drawn}".strip(), posterior)
     if posterior is None:
-        raise StoppedError(f"{message}, before the first draw. Let it run longer, or lower warmup_steps.")
+        raise StoppedError(chains.ending.reason)
     logger.warning("%s; it has %d of %d draws a chain.", message, num_draws, plan.num_samples)
     judge(posterior, progress)
     return posterior

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
+
+from pyro_scale.errors import StoppedError
 
 CALLBACK_INTERVAL = 0.25
 """Seconds between two calls of the callback."""
@@ -17,10 +20,11 @@ class Progress(NamedTuple):
     """How far a run is.
 
     Attributes:
-        step: steps done by every chain.
-        num_steps: steps in all: warmup_steps + num_samples * thinning.
+        step: steps done by every chain, those of the pilot run included; 0 while modes are sought.
+        num_steps: steps in all: warmup_steps + num_samples * thinning; as few as it may be, before the pilot run has
+            chosen these.
         num_draws: draws kept by every chain.
-        seconds: since the first step.
+        seconds: since the chains had starts, from which modes are sought or steps taken.
     """
 
     step: int
@@ -38,25 +42,59 @@ def interactive() -> bool:
 
 
 class Reporter:
-    """Shows a bar on a terminal or in a notebook, and calls the callback a few times a second and at the end."""
+    """Shows a bar on a terminal or in a notebook, and calls the callback a few times a second and at the end.
+
+    Args:
+        num_steps: steps in all, as far as is known.
+        show: whether to show a bar where somebody looks on.
+        callback: of the user.
+    """
 
     def __init__(self, num_steps: int, show: bool, callback: Callback | None) -> None:
-        self.bar = tqdm(total=num_steps, disable=not (show and interactive()), unit="step", dynamic_ncols=True)
-        self.num_steps = num_steps
+        self.show = show and interactive()
+        self.bar: Any = None  # until there is something to show: what may be wrong with the run is told without one
+        self.num_steps, self.taken = num_steps, 0
         self.callback = callback
         self.start = self.last = time.perf_counter()
 
+    def expect(self, num_steps: int, taken: int) -> None:
+        """A part of the run begins: so many steps are known to come in all, of which so many are taken."""
+        self.num_steps, self.taken = num_steps, taken
+
+    def seek(self) -> None:
+        """Reports that a mode is sought.
+
+        Raises:
+            StoppedError: the callback wants the run to stop.
+        """
+        if self.update(0, 0):
+            raise StoppedError("stopped by the callback while modes were sought")
+
     def update(self, step: int, num_draws: int) -> bool:
-        """Reports `step` done; True if the callback wants the run to stop."""
-        now = time.perf_counter()
+        """Reports `step` of this part done; True if the callback wants the run to stop before its end."""
+        now, step = time.perf_counter(), self.taken + step
         if now - self.last < CALLBACK_INTERVAL and step < self.num_steps:
             return False
         self.last = now
+        if self.bar is None:
+            self.bar = tqdm(total=self.num_steps, disable=not self.show, unit="step", dynamic_ncols=True)
+        self.bar.total = self.num_steps
         self.bar.update(step - self.bar.n)
         if self.callback is None:
             return False
-        return bool(self.callback(Progress(step, self.num_steps, num_draws, now - self.start)))
+        stop = self.callback(Progress(step, self.num_steps, num_draws, now - self.start))
+        return bool(stop) and step < self.num_steps
+
+    @contextmanager
+    def closed_by_errors(self) -> Iterator[None]:
+        """What follows is part of the run, unless an error ends it."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from pyro_scale.gradient import Frame
 from pyro_scale.inputs import Chunk, Inputs
 from pyro_scale.local import UNCHANGED, Table
 from pyro_scale.moments import RunningMoments
-from pyro_scale.progress import Callback, Reporter
+from pyro_scale.progress import Reporter
 from pyro_scale.steps import Steps
 from pyro_scale.types import Kernel, Position
 
@@ -134,16 +134,29 @@ class Run:
             if good < len(finite):
                 return self._not_finite(taken.log_posterior[good], chunk, done + good)
             done += good
-            stop = reporter.update(self.collected.num_steps, self.collected.num_draws)
-            if stop and self.collected.num_steps < self.plan.num_steps:
+            # the pilot run keeps no site: what it collects is no draw
+            if reporter.update(self.collected.num_steps, self.collected.num_draws if self.plan.keep else 0):
                 return Ending(f"stopped by the callback after {self.steps_done}")
         self.step += self.inputs.chunk_steps
         return None
 
+    def finish(self, reporter: Reporter) -> Ending | None:
+        """Takes the steps that are left; why the run ends early, if it does."""
+        try:
+            while self.step <= self.plan.num_steps:
+                if ending := self.advance(reporter):
+                    return ending
+            return None
+        finally:
+            self.inputs.close()
+            if self.steps.arriving is not None:
+                self.steps.arriving.stream.close()
+
     @property
     def steps_done(self) -> str:
         """In words."""
-        return f"{self.collected.num_steps} of {self.plan.num_steps} steps"
+        before = self.plan.pilot_steps
+        return f"{before + self.collected.num_steps} of {before + self.plan.num_steps} steps"
 
     def _not_finite(self, values: Tensor, chunk: Chunk, number: int) -> Ending:
         chain = int((~torch.isfinite(values)).int().argmax())
@@ -164,34 +177,6 @@ class Run:
         )
 
 
-def explore(
-    compiled: CompiledModel,
-    kernel: Kernel,
-    number: int,
-    thinning: int,
-    start: Position,
-    seeds: Sequence[int],
-    frame: Frame,
-    seen: Callable[[Position], Position] | None = None,
-) -> Position | None:
-    """Unconstrained positions, every `thinning`-th, `(number, num_chains, *site)`; None if one is not finite.
-
-    `seen` is told of them as they come, `(n, num_chains, *site)`, and what it returns is kept in their place.
-
-    Raises:
-        Exception: that of the model, or Ctrl-C.
-    """
-    num_chains = len(next(iter(start.values())))
-    run = Run(compiled, kernel, Plan(number, 0, thinning, num_chains, ()), start, seeds, False, frame)
-    run.collected.values = seen
-    ending = _to_the_end(run, Reporter(number * thinning, False, None))
-    if ending is not None and not ending.failed:
-        raise ending.error or KeyboardInterrupt
-    if ending is not None:
-        return None
-    return tree.map(lambda *leaves: torch.cat(leaves), *(each.positions for each in run.collected.draws))
-
-
 def run_chains(
     compiled: CompiledModel,
     kernel: Kernel,
@@ -199,12 +184,11 @@ def run_chains(
     start: Position,
     seeds: Sequence[int],
     *,
-    progress: bool = True,
-    callback: Callback | None = None,
+    reporter: Reporter | None = None,
     jit_compile: JitCompile = False,
     frame: Frame = UNCHANGED,
 ) -> Chains:
-    """Runs all chains from `start`, whose leaves have a leading chain axis.
+    """Runs all chains from `start`, whose leaves have a leading chain axis; nobody is told of it without `reporter`.
 
     The run ends early, keeping its draws, when a value is not finite, the callback says so, or on Ctrl-C.
     """
@@ -213,7 +197,10 @@ def run_chains(
     del start
     seconds = {"capture": time.perf_counter() - began}
     began = time.perf_counter()
-    ending = _to_the_end(run, Reporter(plan.num_steps, progress, callback))
+    num_steps = plan.pilot_steps + plan.num_steps
+    reporter = Reporter(num_steps, False, None) if reporter is None else reporter
+    reporter.expect(num_steps, plan.pilot_steps)
+    ending = _to_the_end(run, reporter)
     run.steps.choice.remember()
     seconds |= {"compile": run.steps.choice.seconds, "sample": time.perf_counter() - began - run.steps.choice.seconds}
     kept = run.collected
@@ -241,9 +228,7 @@ def _by_site(kinetic: list[Tensor | tuple[()]], sites: list[str]) -> dict[str, T
 
 def _to_the_end(run: Run, reporter: Reporter) -> Ending | None:
     try:
-        while run.step <= run.plan.num_steps:
-            if ending := run.advance(reporter):
-                return ending
+        return run.finish(reporter)
     except KeyboardInterrupt:
         if not run.collected.draws:
             raise
@@ -252,7 +237,3 @@ def _to_the_end(run: Run, reporter: Reporter) -> Ending | None:
         return Ending(f"{type(error).__name__} after {run.steps_done}", error=error)
     finally:
         reporter.close()
-        run.inputs.close()
-        if run.steps.arriving is not None:
-            run.steps.arriving.stream.close()
-    return None

@@ -44,7 +44,7 @@ class Seen:
             vectors = self.whitened.flat(self.whitened.coordinates(tree.map(lambda leaf, k=place: leaf[k], positions)))
             if self.first <= self.count:
                 self._add(vectors)
-            if self.count == self.last or (self.first <= self.count and (self.last - self.count) % self.every == 0):
+            if self.first <= self.count and (self.last - self.count) % self.every == 0:
                 self.snapshots.append(vectors)
             traces.append(vectors[:, self.traced])
             self.count += 1

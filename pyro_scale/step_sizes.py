@@ -15,6 +15,9 @@ from pyro_scale.types import Kernel, Position
 
 LARGEST, SMALLEST = 0.5, 1e-4
 """Step sizes that are looked at, in coordinates of curvature 1."""
+ROOM = 7.0
+"""Times the hardest curvature at which steps must be stable still. A run comes to places that are harder than those few
+that were looked at, and a kernel that is exact up to its limit, as BAOAB, would leave no room by itself."""
 MOST_NOISE = 0.2
 """Minibatches may add so much to the variance of draws, before it is taken out of the injected noise."""
 
@@ -33,7 +36,7 @@ def largest_step(
     Args:
         kernel: whose step size is looked for.
         tolerance: of the sd, relative to itself.
-        curvature: per datum, at the hardest place that chains come to.
+        curvature: per datum, at the hardest place that chains were seen to come to.
         noise: V, relative to temperature / num_data. Kernels without a `gradient_variance` are to absorb it by
             themselves, which they do while it is small beside 1 / step_size**2 and minibatches cancel little of it;
             what is left of it then, as `predicted_bias` says, is to be as small as the rest.
@@ -44,6 +47,8 @@ def largest_step(
 
     def suits(step_size: float) -> bool:
         if not abs(law_of(kernel, step_size, curvature).sd - 1) <= tolerance:
+            return False
+        if not math.isfinite(law_of(kernel, step_size, ROOM * curvature).sd):
             return False
         if not hasattr(kernel, "gradient_variance"):
             return step_size**2 * noise <= most_noise and absorbed(step_size)

@@ -32,6 +32,7 @@ from pyro_scale.errors import StartError
 from pyro_scale.gradient import ControlVariate, Frame, anchor_at, without_all_rows
 from pyro_scale.gradient_noise import noise_variance
 from pyro_scale.mode import DENSE_LIMIT
+from pyro_scale.progress import Reporter
 from pyro_scale.step_sizes import LARGEST, Suited, suited
 from pyro_scale.types import Anchor, Kernel, Position
 from pyro_scale.whitening import Whitened, divided
@@ -70,16 +71,8 @@ class Tuned(NamedTuple):
     told: dict[str, Any]
 
 
-def tune(
-    compiled: CompiledModel,
-    kernel: Kernel,
-    starts: Position,
-    seed: int,
-    tolerance: float,
-    most_steps: int | None,
-    num_samples: int,
-) -> Tuned:
-    """Chooses what a run needs.
+class Tuner:
+    """Warm-up under way; vectors `(..., d)` are in the whitened coordinates of the moment.
 
     Args:
         compiled: the model.
@@ -87,14 +80,9 @@ def tune(
         starts: of all chains, unconstrained; modes are sought above them.
         seed: of the pilot run.
         tolerance: by how much sds may be wrong, relative to themselves.
-        most_steps: of the pilot; None for as many as it needs.
         num_samples: draws of a chain.
+        reporter: is told of the steps.
     """
-    return Tuner(compiled, kernel, starts, seed, tolerance, num_samples).tuned(most_steps)
-
-
-class Tuner:
-    """Warm-up under way; vectors `(..., d)` are in the whitened coordinates of the moment."""
 
     def __init__(
         self,
@@ -104,10 +92,13 @@ class Tuner:
         seed: int,
         tolerance: float,
         num_samples: int,
+        reporter: Reporter,
     ) -> None:
         self.compiled = compiled
         self.kernel: Any = kernel
         self.tolerance = tolerance
+        self.num_samples = num_samples
+        self.reporter = reporter
         self.num_chains = len(next(iter(starts.values())))
         self.seeds = iter(derived_seeds(seed, 100))
         self.generator = torch.Generator().manual_seed(next(self.seeds))
@@ -119,7 +110,7 @@ class Tuner:
         self.matrices: Dense | Diagonal = Dense(compiled, self.sd, self.generator)
         if sum(shape.numel() for shape in compiled.latent.values()) > DENSE_LIMIT:
             self.matrices = Diagonal(compiled, self.sd, self.generator, num_samples)
-        modes, best = self.matrices.ascended(starts)
+        modes, best = self.matrices.ascended(starts, reporter.seek)
         self.num_modes = len(modes)
         self.whitened = Whitened(compiled, best, compiled.num_data)
         self.centers = torch.stack([self._vector(mode.position) for mode in modes or [best]])
@@ -140,6 +131,8 @@ class Tuner:
                 break
             every = math.ceil(num_steps / self.matrices.most_kept)
             num_steps -= num_steps % every
+            least = taken + num_steps + self.num_samples
+            self.reporter.expect(max(self.reporter.num_steps, least), taken)
             draws = self._moved(self._run(at, num_steps, every), every)
             taken += num_steps
             at = draws[-1]
@@ -239,7 +232,9 @@ class Tuner:
             frame = self._frame(len(at))  # a smaller step may do without control variates
             seeds = (next(self.seeds), next(self.seeds))
             number = num_steps // every
-            learned = self.matrices.explored(self.chosen, number, every, start, seeds, frame, self.centers)
+            learned = self.matrices.explored(
+                self.chosen, number, every, start, seeds, frame, self.centers, self.reporter
+            )
             if learned is not None:
                 return learned
             self.largest_step = self.chosen.step_size / 2

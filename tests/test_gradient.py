@@ -135,10 +135,7 @@ def test_compiled_chains_are_captured_ones(kernel: Any) -> None:
     compiled = model()
     frame = frame_of(compiled)
     plan = Plan(50, 20, 2, CHAINS, ("w", "b"))
-    runs = [
-        run_chains(compiled, kernel, plan, starts(), (1, 2), progress=False, jit_compile=way, frame=frame)
-        for way in (True, False)
-    ]
+    runs = [run_chains(compiled, kernel, plan, starts(), (1, 2), jit_compile=way, frame=frame) for way in (True, False)]
     assert [each.how for each in runs] == ["compiled", "captured"]
     for name, draws in runs[0].draws.items():
         assert torch.allclose(draws, runs[1].draws[name], rtol=1e-10, atol=1e-12)
@@ -164,7 +161,7 @@ def test_a_chain_in_a_frame_is_its_kernel_on_its_target() -> None:
         anchor = pytree.tree_map(lambda leaf: leaf[chain], anchors)
         batch = compiled.batch(indices[chain])._replace(anchor=anchor)
         state, _ = bound.update(state, batch, {name: leaf[chain] for name, leaf in noise.items()}, settings)
-    collected = run_chains(compiled, kernel, run.plan, start, (1, 2), progress=False, frame=frame)
+    collected = run_chains(compiled, kernel, run.plan, start, (1, 2), frame=frame)
     expected = white.position(state.position)
     assert torch.allclose(collected.draws["w"][chain, -1], expected["w"], rtol=1e-10)
     assert torch.allclose(collected.draws["b"][chain, -1], expected["b"], rtol=1e-10)

@@ -72,9 +72,9 @@ def test_the_timing_covers_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(module, name, napping)
 
-    for module, name in ((inference, "compile_model"), (inference, "tune"), (outcome, "of_noise")):
+    for module, name in ((inference, "compile_model"), (inference, "Tuner"), (outcome, "of_noise")):
         slow(module, name)
-    for name in ("Run", "Reporter", "constrain"):
+    for name in ("Run", "_to_the_end", "constrain"):
         slow(sample, name)
     began = time.perf_counter()
     timing = short().timing
@@ -311,7 +311,7 @@ def test_the_chain_that_fails_is_named(chain: int, batch_size: int | None) -> No
     start = torch.zeros(3, 2, dtype=torch.float64)
     start[chain] = 1000.0
     plan = Plan(num_samples=5, warmup_steps=0, thinning=1, num_chains=3, keep=("w",))
-    ending = run_chains(model, SGLD(step_size=1e-3), plan, {"w": start}, (1, 2), progress=False).ending
+    ending = run_chains(model, SGLD(step_size=1e-3), plan, {"w": start}, (1, 2)).ending
     assert ending is not None and ending.failed
     pattern = f"after 0 of 5 steps chain {chain} is not finite: site 'obs' has log density (nan|-inf)[.] .*"
     assert re.fullmatch(pattern, ending.reason), ending.reason
@@ -374,9 +374,9 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_callback_is_told_how_far_the_run_is() -> None:
     seen: list[Progress] = []
     short(num_samples=4, warmup_steps=3, thinning=2, callback=lambda progress: seen.append(progress))
-    assert [progress.step for progress in seen] == [*range(1, 12), 11]  # at last the last draw is evaluated
+    assert [progress.step for progress in seen] == [*range(12), 11]  # at last the last draw is evaluated
     assert {progress.num_steps for progress in seen} == {11}
-    assert [progress.num_draws for progress in seen] == [0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert [progress.num_draws for progress in seen] == [0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4]
     seconds = [progress.seconds for progress in seen]
     assert seconds == sorted(seconds) and seconds[0] >= 0
 
@@ -385,7 +385,7 @@ def test_a_short_run_calls_back_at_its_end() -> None:
     seen: list[Progress] = []
     short(callback=lambda progress: seen.append(progress))
     assert seen[-1][:3] == (5, 5, 3)
-    assert len(seen) <= 2
+    assert len(seen) <= 4  # of 7 times that it could
 
 
 @pytest.mark.usefixtures("always")

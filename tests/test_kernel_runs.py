@@ -34,7 +34,7 @@ def finish(run: Run) -> None:
 
 
 def sample(kernel: Any, wanted: Plan, model: Any = MODEL) -> Chains:
-    return run_chains(model, kernel, wanted, starts(model, 2), SEEDS, progress=False)
+    return run_chains(model, kernel, wanted, starts(model, 2), SEEDS)
 
 
 @every_kernel

@@ -123,6 +123,15 @@ def test_the_largest_step_is_at_the_edge() -> None:
     assert largest_step(SGLD(), 1e-9, 2.0, 0.0, 10.0, LARGEST) == pytest.approx(SMALLEST, rel=0.06)
 
 
+@pytest.mark.parametrize("kernel", [SGLD(), SGHMC(), SGNHT(), BAOAB()], ids=lambda kernel: type(kernel).__name__)
+@pytest.mark.parametrize("curvature", [2.0, 8.0, 16.0, 64.0])
+def test_steps_are_stable_at_places_that_are_harder_than_those_seen(kernel: Any, curvature: float) -> None:
+    """BAOAB is exact up to its limit, where step_size**2 * curvature is 4, and a thermostat nearly so."""
+    found = largest_step(kernel, 0.025, curvature, 0.0, 1.0, LARGEST)
+    assert found**2 * curvature < 4 / 7
+    assert law_of(kernel, found, 7 * curvature).sd < math.inf
+
+
 def test_a_thermostat_takes_steps_at_which_cancelled_noise_cools_little() -> None:
     """Momenta see the noise of minibatches of which, over a permutation, positions see little: sds come out narrow."""
     found = largest_step(SGNHT(), 0.02, 2.0, 50.0, 20.0, LARGEST)

@@ -154,7 +154,7 @@ def test_batches_reach_every_chain() -> None:
     compiled = compile_model(regression, loader())
     plan = Plan(5, 0, 1, 3, ("w", "sigma"))
     start = {name: torch.stack([leaf] * 3) for name, leaf in compiled.initial_position(0).items()}
-    chains = ps.sample.run_chains(compiled, kernel, plan, start, (0, 1), progress=False)
+    chains = ps.sample.run_chains(compiled, kernel, plan, start, (0, 1))
     assert torch.equal(chains.draws["w"][0], chains.draws["w"][2])
     assert not torch.equal(chains.draws["w"][0, 0], chains.draws["w"][0, 4])
 

@@ -76,7 +76,7 @@ def starts(model: CompiledModel, num_chains: int) -> Position:
 def run(model: CompiledModel, kernel: Any = None, keep: tuple[str, ...] = ("mu", "theta"), **wanted: Any) -> Any:
     plan = Plan(**{"num_samples": 12, "warmup_steps": 3, "thinning": 2, "num_chains": 2, "keep": keep, **wanted})
     kernel = SGHMC(step_size=0.1) if kernel is None else kernel
-    return run_chains(model, kernel, plan, starts(model, plan.num_chains), SEEDS, progress=False)
+    return run_chains(model, kernel, plan, starts(model, plan.num_chains), SEEDS)
 
 
 # The steps

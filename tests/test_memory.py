@@ -84,7 +84,7 @@ def test_draws_hold_what_is_kept_alone(compiled: CompiledModel, jit_compile: boo
     assert warmup["b"].shape == (1, 2)
     everything = Plan(6, 0, 1, 1, ("b", "w"))
     start = initial_positions(compiled, None, [0])
-    whole = run_chains(compiled, SGHMC(step_size=0.01), everything, start, (1, 2), progress=False).draws["b"]
+    whole = run_chains(compiled, SGHMC(step_size=0.01), everything, start, (1, 2)).draws["b"]
     torch.testing.assert_close(torch.cat([warmup["b"], draws["b"]], 1), whole)
 
 
@@ -112,7 +112,7 @@ def test_tracing_on_shapes_changes_no_draw(
 ) -> None:
     def draws() -> Tensor:
         start = initial_positions(compiled, None, [0])
-        return run_chains(compiled, SGHMC(step_size=0.01), PLAN, start, (1, 2), progress=False).draws["b"]
+        return run_chains(compiled, SGHMC(step_size=0.01), PLAN, start, (1, 2)).draws["b"]
 
     with caplog.at_level(logging.INFO, "pyro_scale"):
         on_shapes = draws()

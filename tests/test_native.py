@@ -37,7 +37,7 @@ KERNEL = SGHMC(step_size=0.1)
 
 def sample(model: CompiledModel, kernel: Any, plan: Plan, jit_compile: Any, **options: Any) -> Chains:
     start = starts(model, plan.num_chains)
-    return run_chains(model, kernel, plan, start, SEEDS, progress=False, jit_compile=jit_compile, **options)
+    return run_chains(model, kernel, plan, start, SEEDS, jit_compile=jit_compile, **options)
 
 
 def assert_same(found: Chains, expected: Chains, tolerance: float = 1e-10) -> None:
@@ -168,9 +168,7 @@ def test_a_matrix_that_is_not_positive_definite_ends_the_run() -> None:
     plan = Plan(400, 0, 1, 2, ("rho",))
     start = {"rho": torch.tensor([0.1, 0.5], dtype=torch.float64)}
     kernel = SGLD(step_size=0.5)
-    found, expected = (
-        run_chains(model, kernel, plan, start, SEEDS, progress=False, jit_compile=way) for way in (True, False)
-    )
+    found, expected = (run_chains(model, kernel, plan, start, SEEDS, jit_compile=way) for way in (True, False))
     assert expected.ending is not None and found.ending is not None
     assert found.how == "compiled"
     assert found.ending.reason == expected.ending.reason

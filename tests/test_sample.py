@@ -56,7 +56,7 @@ def plan(
 def sample(
     model: CompiledModel, kernel: Kernel, wanted: Plan, seeds: tuple[int, int] = SEEDS, **options: Any
 ) -> Chains:
-    return run_chains(model, kernel, wanted, starts(model, wanted.num_chains), seeds, progress=False, **options)
+    return run_chains(model, kernel, wanted, starts(model, wanted.num_chains), seeds, **options)
 
 
 def assert_equal_draws(one: Chains, other: Chains, count: int | None = None) -> None:
@@ -333,9 +333,7 @@ def test_draws_do_not_depend_on_who_watches(monkeypatch: pytest.MonkeyPatch) -> 
     model = compiled(6)
     seen: list[Progress] = []
     alone = sample(model, KERNELS[0], plan(20))
-    watched = run_chains(
-        model, KERNELS[0], plan(20), starts(model, 2), SEEDS, progress=True, callback=lambda at: seen.append(at)
-    )
+    watched = sample(model, KERNELS[0], plan(20), reporter=Reporter(20, True, lambda at: seen.append(at)))
     assert len(seen) == 21
     assert_equal_draws(alone, watched)
 
@@ -353,7 +351,7 @@ def test_chains_from_the_same_start_part_ways() -> None:
     model = compiled()
     start = {name: leaf[:1].expand(3, *leaf.shape[1:]).clone() for name, leaf in starts(model, 1).items()}
     for kernel in (SGHMC(step_size=0.1, friction=1e-9), SGLD(step_size=0.1)):
-        found = run_chains(model, kernel, plan(1, num_chains=3), start, SEEDS, progress=False).draws["w"]
+        found = run_chains(model, kernel, plan(1, num_chains=3), start, SEEDS).draws["w"]
         assert len(found[:, 0].unique(dim=0)) == 3
 
 
@@ -366,7 +364,7 @@ def test_momenta_start_warm() -> None:
     step_size, chains = 1e-4, 64
     start = {name: leaf[:1].expand(chains, *leaf.shape[1:]).clone() for name, leaf in starts(model, 1).items()}
     kernel = SGHMC(step_size=step_size, friction=1e-9)
-    found = unconstrained(run_chains(model, kernel, plan(1, num_chains=chains), start, SEEDS, progress=False).draws)
+    found = unconstrained(run_chains(model, kernel, plan(1, num_chains=chains), start, SEEDS).draws)
     moved = [((found[name][0] - start[name]) / step_size).reshape(chains, -1) for name in start]
     ratio = torch.cat(moved, dim=1).var(dim=0).mean() * model.num_data
     error = (float(ratio) - 1) / (2 / (3 * chains)) ** 0.5
@@ -443,7 +441,7 @@ def test_the_thread_that_draws_ahead_ends_with_the_run(
         started.extend(set(threading.enumerate()) - before)
         return len(started) == 3 and callback(progress)  # there is a draw by then
 
-    found = sample(compiled(6), KERNELS[0], plan(20), callback=watched)
+    found = sample(compiled(6), KERNELS[0], plan(20), reporter=Reporter(20, False, watched))
     assert [thread.name for thread in started][:1] == ["pyro_scale.inputs_0"]
     assert (found.ending is None) == (callback is finished)
     assert not set(threading.enumerate()) & set(started)

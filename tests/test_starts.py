@@ -18,6 +18,7 @@ import pyro_scale as ps
 from pyro_scale import initial as initial_module
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.errors import ArgumentError, StartError
+from pyro_scale.hessian import AllRows
 from pyro_scale.initial import initial_positions
 from pyro_scale.types import Position
 
@@ -301,6 +302,28 @@ def test_a_discrete_site_is_refused() -> None:
     name = KNOWN["discrete"].discrete[0]
     with pytest.raises(ArgumentError, match=f"initial names '{name}', which is discrete and summed out"):
         initial_positions(model, {name: 1}, SEEDS)
+
+
+@pytest.mark.parametrize("size", [300, 301])
+def test_a_mode_of_many_coordinates_takes_no_product_of_its_hessian(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of a million weights would need a million; matrices are made up to 300."""
+    made = []
+
+    def rows(*arguments: Any) -> AllRows:
+        made.append(arguments)
+        return AllRows(*arguments)
+
+    monkeypatch.setattr("pyro_scale.mode.AllRows", rows)
+
+    def model(y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("obs", dist.Normal(w, 1.0).to_event(1), obs=y)
+
+    y = torch.linspace(-2, 2, size).double().expand(20, size)
+    found = initial_positions(compile_model(model, {"y": y}), "mode", SEEDS[:1])["w"]
+    assert torch.allclose(found, y[:1] * 20 / 21, atol=1e-3)
+    assert len(made) == (size == 300)  # it takes second derivatives
 
 
 def test_an_improper_prior_is_refused() -> None:

@@ -149,7 +149,7 @@ def drawn(problem: Problem, kernel: Any, batch_size: int, anchored: bool, num_ch
     plan = Plan(DRAWS, burn_in, math.ceil(length / DRAWS), num_chains, ("w",))
     seeds = (seed + 1, seed + 2)
     how: Any = True if whole else "auto"  # compilation always repays where a step takes milliseconds
-    chains = run_chains(compiled, kernel, plan, start, seeds, progress=False, jit_compile=how, frame=frame)
+    chains = run_chains(compiled, kernel, plan, start, seeds, jit_compile=how, frame=frame)
     if chains.ending is not None:
         return None
     return (chains.draws["w"] - problem.mean) @ vectors * scale
