@@ -107,8 +107,8 @@ def ranks(evidence: Evidence) -> str:
         each_value(evidence, draw, "Rank histogram"),
         "How often each chain has low, middle and high draws, relative to all chains together; a colour a chain. "
         "Around 1 everywhere is right; the band holds 95 % of independent draws, and correlated ones leave it "
-        "somewhat more often. A slope means that a chain lies lower or higher than the others, a U or a hump that it is wider or "
-        "narrower.",
+        "somewhat more often. A slope means that a chain lies lower or higher than the others, a U or a hump that it is "
+        "wider or narrower.",
     )
 
 

@@ -84,8 +84,8 @@ def calibration(evidence: Evidence) -> str:
         panels,
         "Of yes or no: how often yes was observed among rows of which the same was predicted, with two standard "
         "errors; on the diagonal probabilities are frequencies. Of other values: where among its predictions each "
-        "observation lies, 0 to 1, relative to a uniform histogram, with a band for 95 % of perfect ones; a U says that "
-        "predictions are too sure, a hump that they are not sure enough, a slope that they are too high or too low.",
+        "observation lies, 0 to 1, relative to a uniform histogram, with a band for 95 % of perfect ones; a U says "
+        "that predictions are too sure, a hump that they are not sure enough, a slope that they are too high or too low.",
     )
 
 

@@ -26,7 +26,8 @@ def report(posterior: Posterior | str | Path, path: str | Path, reference: Poste
 
     It opens offline, on a phone and on paper: the verdict with what to change, a summary with bad values marked,
     traces, ranks, autocorrelation, growth of effective sample sizes, pairs, temperatures, predictive checks,
-    calibration, and what it takes to repeat the run. What cannot be shown is named with the reason. Of many values the worst are shown.
+    calibration, and what it takes to repeat the run. What cannot be shown is named with the reason. Of many values the
+    worst are shown.
 
     Args:
         posterior: as `infer` returns it, or the path of a saved one; predictive checks take the model, and so the
