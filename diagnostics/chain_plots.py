@@ -68,7 +68,7 @@ def traces(evidence: Evidence) -> str:
         low, high = draws.min(), draws.max()
         edges = np.linspace(low, high, 31) if high > low else np.array([low - 0.5, low + 0.5])
         for colour, chain in zip(CHAINS, shown_chains(draws), strict=False):
-            left.plot(*line(chain), color=colour, linewidth=0.6, alpha=0.75)
+            left.plot(*line(chain), color=colour, linewidth=0.6 if len(chain) > 200 else 1.0, alpha=0.75)
             heights = np.histogram(chain, edges)[0]
             right.stairs(heights, edges, orientation="horizontal", color=colour, linewidth=0.9)
         left.set_xlabel("draw")
@@ -101,14 +101,14 @@ def ranks(evidence: Evidence) -> str:
         axes.axhspan(max(0, 1 - spread), 1 + spread, color=BAND, linewidth=0)
         for colour, chain in zip(CHAINS, shown_chains(ranked), strict=False):
             axes.stairs(np.histogram(chain, edges)[0] / expected, edges, color=colour, baseline=None)
-        axes.set_ylim(bottom=0)
+        axes.set(ylim=(0, None), xticks=[0, 0.5, 1])
 
     return figure(
         each_value(evidence, draw, "Rank histogram"),
         "How often each chain has low, middle and high draws, relative to all chains together; a colour a chain. "
         "Around 1 everywhere is right; the band holds 95 % of independent draws, and correlated ones leave it "
-        "somewhat more often. A slope means that a chain lies lower or higher than the others, a U or a hump that it is "
-        "wider or narrower.",
+        "somewhat more often. A slope means that a chain lies lower or higher than the others, a U or a hump that it "
+        "is wider or narrower.",
     )
 
 
@@ -124,7 +124,7 @@ def autocorrelation(evidence: Evidence) -> str:
         axes.axhline(0, color=INK, linewidth=0.5)
         for colour, chain in zip(CHAINS, shown_chains(draws), strict=False):
             axes.plot(correlation(chain)[: lags + 1], color=colour, marker="." if lags < 10 else "", markersize=3)
-        axes.set_ylim(top=1.05)
+        axes.set(ylim=(min(-0.25, axes.get_ylim()[0]), 1.05), yticks=[0, 0.5, 1])
 
     return figure(
         each_value(evidence, draw, "Autocorrelation"),

@@ -20,6 +20,9 @@ CHAINS = tuple(f"#0f0f{number:02x}" for number in range(8))
 """Stand for colours that the page knows: matplotlib writes them, and `_for_page` replaces them."""
 COLOURS = {INK: "currentColor", BAND: "var(--band)"} | {each: f"var(--c{i})" for i, each in enumerate(CHAINS)}
 WIDTH, HEIGHT = 3.6, 2.0
+LEFT, BOTTOM, RIGHT, TOP = 0.44, 0.38, 0.06, 0.08
+WIDE = 5.0
+"""Inches, of a panel and of the room for numbers and names of axes in it."""
 STYLE: Any = {
     "svg.fonttype": "none",  # the page's font, and text that can be searched and read aloud
     "svg.hashsalt": "pyro_scale",
@@ -36,8 +39,9 @@ STYLE: Any = {
     "ytick.major.width": 0.6,
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
-    "figure.constrained_layout.h_pad": 0.02,
-    "figure.constrained_layout.w_pad": 0.02,
+    "axes.formatter.limits": (-3, 4),
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
@@ -51,15 +55,18 @@ def picture(draw: Callable[[Any], object], label: str, *, width: float = WIDTH, 
         width, height: in inches, of 96 px at full size.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     out = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the page's fonts have more
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height))
+        figure.subplots_adjust(LEFT / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height)
         draw(figure)
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        # as savefig, which draws everything once more beforehand; a layout engine would draw it a third time
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(out, metadata={"Date": None})
     return _for_page(out.getvalue(), label)
 
 

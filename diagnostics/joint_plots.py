@@ -38,12 +38,13 @@ def pairs(evidence: Evidence) -> str:
                     axes.plot(
                         *points, ".", markersize=1.6, alpha=0.5, color="#4c8dbf", markeredgewidth=0, rasterized=True
                     )
-                    few_ticks(axes, 3, 3)
+                    few_ticks(axes, 2, 2)
                     if column:
                         axes.tick_params(labelleft=False)
                 axes.set(
                     xlabel=names[column] if row == number - 1 else "", ylabel=names[row] if column == 0 < row else ""
                 )
+        on.subplots_adjust(0.11, 0.11, 0.99, 0.99, 0.12, 0.12)
         on.align_labels()
 
     size = 1.5 * number

@@ -62,6 +62,7 @@ tbody th, thead td { position: sticky; left: 0; background: var(--paper); paddin
 tbody th { max-width: 16rem; overflow: hidden; text-overflow: ellipsis; }
 .bad { color: var(--bad); background: var(--bad-card); font-weight: 650; }
 figure { margin: 0; }
+.legend + figure { margin-top: 1.75rem; }
 .panels {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18.5rem), 1fr));
   gap: 1.1rem 1.4rem;
@@ -72,7 +73,7 @@ figure { margin: 0; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg * { stroke-linejoin: round; }
 svg text { font-variant-numeric: tabular-nums; }
-.wide svg { min-width: 0; }
+.wide svg { max-width: 34rem; }
 .pairs svg { max-width: 44rem; min-width: 34rem; }
 .facts { margin: 0; columns: 22rem; column-gap: 2.5rem; font-size: .88rem; }
 .facts div {

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .chain_plots import line, shown_chains
 from .evidence import Evidence
-from .figures import CHAINS, INK, axes_of, figure, panel, picture
+from .figures import CHAINS, INK, WIDE, axes_of, figure, panel, picture
 
 LOSSES = ("elbo", "loss")
 """Names of curves, in `sample_stats` or among the settings, of methods that climb."""
@@ -20,14 +20,14 @@ def log_posterior(evidence: Evidence) -> str:
     """The log posterior of every chain."""
 
     def draw(on: Any) -> None:
-        axes = axes_of(on, xlabel="draw", ylabel="nats")
+        axes = axes_of(on, xlabel="draw")
         for colour, chain in zip(CHAINS, shown_chains(evidence.stats["lp"]), strict=False):
             axes.plot(*line(chain), color=colour, linewidth=0.6, alpha=0.8)
 
     minibatched = evidence.settings.get("batch_size") is not None
     return figure(
-        [panel("", picture(draw, "Log posterior over draws", width=7.4, height=2.2), wide=True)],
-        "Log posterior density at the draws, a colour a chain"
+        [panel("", picture(draw, "Log posterior over draws", width=WIDE, height=1.9), wide=True)],
+        "Log posterior density at the draws, in nats, a colour a chain"
         + (
             ", as the minibatch of the step estimates it: most of its noise is that of minibatches. "
             if minibatched
@@ -82,7 +82,7 @@ def losses(evidence: Evidence) -> str:
     for name, curves in loss_curves(evidence).items():
 
         def draw(on: Any, curves: NDArray[Any] = curves) -> None:
-            axes = axes_of(on, xlabel="step", ylabel="nats")
+            axes = axes_of(on, xlabel="step")
             late = curves[:, curves.shape[1] // 10 :]
             finite = late[np.isfinite(late)]
             for colour, curve in zip(CHAINS, shown_chains(curves), strict=False):
@@ -92,9 +92,9 @@ def losses(evidence: Evidence) -> str:
                 axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
 
         title = "ELBO" if name == "elbo" else "Loss"
-        panels.append(panel(title, picture(draw, f"{title} over steps", width=7.4, height=2.2), wide=True))
+        panels.append(panel(title, picture(draw, f"{title} over steps", width=WIDE, height=1.9), wide=True))
     return figure(
         panels,
-        "What was climbed or descended, step by step; the first tenth may leave the picture. It should have levelled "
-        "off: a slope at the end asks for more steps, a level that jumps for a smaller step_size.",
+        "What was climbed or descended, in nats, step by step; the first tenth may leave the picture. It should have "
+        "levelled off: a slope at the end asks for more steps, a level that jumps for a smaller step_size.",
     )

@@ -62,9 +62,10 @@ def checks(evidence: Evidence) -> str:
         panels.append(panel(site, picture(draw, f"Observations of {site} and predictions"), wide=False))
     return figure(
         panels,
-        "Black the observations, blue what the posterior predicts for the same rows: for a few values their shares "
-        "with 90 % intervals, otherwise the distributions of single draws. Where black leaves what blue covers, the "
-        "model does not describe the data. The rows are those of the fit, so that this is a lenient check.",
+        "Dots and the one strong line are the observations, blue what the posterior predicts for the same rows: for a "
+        "few values their shares with 90 % intervals, otherwise the distributions of single draws. Where the "
+        "observations leave what blue covers, the model does not describe the data. The rows are those of the fit, so "
+        "that this is a lenient check.",
     )
 
 
@@ -82,10 +83,11 @@ def calibration(evidence: Evidence) -> str:
         panels.append(panel(title, picture(drawing, f"Calibration of {site}")))
     return figure(
         panels,
-        "Of yes or no: how often yes was observed among rows of which the same was predicted, with two standard "
-        "errors; on the diagonal probabilities are frequencies. Of other values: where among its predictions each "
-        "observation lies, 0 to 1, relative to a uniform histogram, with a band for 95 % of perfect ones; a U says "
-        "that predictions are too sure, a hump that they are not sure enough, a slope that they are too high or too low.",
+        "Of yes or no: how often yes was observed (upwards) among rows of which the same was predicted (to the right), "
+        "with two standard errors; on the diagonal probabilities are frequencies. Of other values: where among its "
+        "predictions each observation lies, 0 to 1, relative to a uniform histogram, with a band for 95 % of perfect "
+        "ones; a U says that predictions are too sure, a hump that they are not sure enough, a slope that they are too "
+        "high or too low.",
     )
 
 
@@ -100,7 +102,7 @@ def _counted(axes: Any, seen: Array, drawn: Array) -> None:
     axes.bar(levels, middle, width=0.6, color=CHAINS[0], alpha=0.45)
     axes.vlines(levels, low, high, color=CHAINS[0], linewidth=2)
     axes.plot(levels, [(seen == level).mean() for level in levels], "o", color=INK, markersize=4)
-    axes.set(ylabel="share of rows", ylim=(0, None))
+    axes.set_ylim(0, None)
     if len(levels) <= 6:
         axes.set_xticks(levels)
 
@@ -121,9 +123,7 @@ def _dense(axes: Any, seen: Array, drawn: Array) -> None:
 
 
 def _reliability(on: Any, predicted: Array, seen: Array) -> None:
-    axes = axes_of(
-        on, xlabel="predicted probability", ylabel="observed frequency", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
-    )
+    axes = axes_of(on, xlabel="predicted probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle="--")
     bins = [part for part in np.array_split(np.argsort(predicted, kind="stable"), BINS) if len(part)]
     for part in bins:

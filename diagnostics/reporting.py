@@ -15,6 +15,7 @@ from .evidence import gather
 from .facts import title
 from .page import page
 from .sections import made
+from .tables import table_text
 from .verdicts import counted, verdict
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ def summary(posterior: Posterior | str | Path) -> pd.DataFrame:
 def as_text(posterior: Posterior | str | Path) -> str:
     """The summary and the verdict, for a terminal."""
     evidence = gather(posterior)
-    table = evidence.table.round(3).to_string(na_rep="-")
-    return f"{table}\n{counted(evidence, len(evidence.names))}\n\n{evidence.health}"
+    return f"{table_text(evidence.table)}\n\n{counted(evidence, len(evidence.names))}\n\n{evidence.health}"
 
 
 def _target(path: object) -> Path:

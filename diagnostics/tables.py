@@ -13,8 +13,11 @@ import pandas as pd
 Marked = Callable[[str, str], bool]
 """(row, column) -> whether the cell is bad."""
 
-COUNTS = ("ess_bulk", "ess_tail")
-RATIOS = ("r_hat", "sd_ratio", "mean_error", "mcse")
+DECIMALS = {
+    "ess_bulk": 0, "ess_tail": 0, "r_hat": 3, "sd_ratio": 3, "mean_error": 3, "mcse": 3, "z": 1, "seconds": 1,
+    "ess_per_s": 1,
+}  # fmt: skip
+"""Of columns whose numbers are of one size; others have those of their row."""
 
 
 def table_html(table: pd.DataFrame, columns: Mapping[str, str], marked: Marked) -> str:
@@ -36,19 +39,35 @@ def table_html(table: pd.DataFrame, columns: Mapping[str, str], marked: Marked) 
     return f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def table_text(table: pd.DataFrame) -> str:
+    """The same numbers for a terminal."""
+    rows = {}
+    for name, row in table.iterrows():
+        decimals = _decimals(float(row.get("sd", math.nan)))
+        rows[name] = {column: number(row[column], str(column), decimals) for column in table}
+    return pd.DataFrame.from_dict(rows, orient="index").to_string()
+
+
 def number(value: float, column: str = "", decimals: int | None = None) -> str:
     """A number as its column has it; a dash where it is not known."""
     value = float(value)
     if not math.isfinite(value):
         return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
-    if column in COUNTS:
-        return f"{value:.0f}"
-    if column in RATIOS:
-        return f"{value:.3f}".replace("-", "−")
-    if decimals is not None and column not in ("z", "seconds", "ess_per_s") and abs(value) < 1e7:
+    if column in DECIMALS:
+        decimals = DECIMALS[column]
+    elif decimals is not None:
         decimals += column.startswith("mcse")
+    if decimals is not None and abs(value) < 1e7:
         return f"{value:.{decimals}f}".replace("-", "−")
     return f"{value:.3g}".replace("-", "−")
+
+
+def measured(value: float) -> str:
+    """The number of a check, as `Health` prints it."""
+    if not math.isfinite(value):
+        return number(value)
+    whole = abs(value) >= 100 or value == round(value)
+    return f"{value:,.0f}" if whole else f"{value:.3f}".replace("-", "−")
 
 
 def definitions(pairs: Sequence[tuple[str, Any]]) -> str:
@@ -77,4 +96,4 @@ def _decimals(sd: float) -> int | None:
     """As many as show two digits of an error of a tenth of the sd."""
     if not math.isfinite(sd) or sd <= 0:
         return None
-    return min(8, max(0, 2 - math.floor(math.log10(sd))))
+    return min(8, max(0, 2 - math.floor(math.log10(1.5 * sd))))

@@ -7,20 +7,20 @@ import html
 from pyro_scale.health import RHAT_LIMIT, Check, least_ess
 
 from .evidence import Evidence
-from .tables import number, table_html
+from .tables import measured, table_html
 
 MOST_ROWS = 100
 HEADINGS = {
     "mean": "mean",
     "sd": "sd",
+    "r_hat": "R-hat",  # what is marked stands where a phone shows it
+    "ess_bulk": "ESS bulk",
+    "ess_tail": "ESS tail",
     "q5": "5 %",
     "median": "median",
     "q95": "95 %",
     "mcse_mean": "MCSE mean",
     "mcse_sd": "MCSE sd",
-    "ess_bulk": "ESS bulk",
-    "ess_tail": "ESS tail",
-    "r_hat": "R-hat",
 }
 COMPARED = {
     "mean": "mean",
@@ -123,7 +123,7 @@ def comparison(evidence: Evidence) -> str:
 
 def _in_words(check: Check) -> str:
     name = f"{check.name} of {check.where}" if check.where else check.name
-    numbers = f"{number(check.value)}, limit {number(check.limit)}"
+    numbers = f"{measured(check.value)}, limit {measured(check.limit)}"
     return f"<strong>{html.escape(name)}</strong> is {html.escape(numbers)}: {html.escape(check.remedy)}"
 
 
@@ -132,7 +132,7 @@ def _checks(checks: tuple[Check, ...]) -> str:
     for check in checks:
         mark = "<td>passed</td>" if check.passed else '<td class="bad">failed</td>'
         name, where = html.escape(check.name), html.escape(check.where)
-        cells = f'<td>{number(check.value)}</td><td>{number(check.limit)}</td>{mark}<td class="name">{where}</td>'
+        cells = f'<td>{measured(check.value)}</td><td>{measured(check.limit)}</td>{mark}<td class="name">{where}</td>'
         rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{each}</th>' for each in ("value", "limit", "verdict"))
     head += '<th scope="col" class="name">where</th>'
