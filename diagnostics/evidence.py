@@ -201,7 +201,9 @@ def _looked_at(arrays: Arrays) -> tuple[list[str], NDArray[np.float64], int]:
 
 
 def _as_arrays(tensors: Mapping[str, Any]) -> Arrays:
-    return {name: tensor.detach().double().cpu().numpy() for name, tensor in tensors.items()}
+    from pyro_scale.groups import arrays  # who has tensors has torch
+
+    return arrays(tensors)
 
 
 def _first_line(error: Exception) -> str:

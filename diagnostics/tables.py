@@ -45,7 +45,8 @@ def table_text(table: pd.DataFrame) -> str:
     for name, row in table.iterrows():
         decimals = _decimals(float(row.get("sd", math.nan)))
         rows[name] = {column: number(row[column], str(column), decimals) for column in table}
-    return pd.DataFrame.from_dict(rows, orient="index").to_string()
+    text: str = pd.DataFrame.from_dict(rows, orient="index").to_string()
+    return text
 
 
 def number(value: float, column: str = "", decimals: int | None = None) -> str:
