@@ -92,7 +92,7 @@ def gather(posterior: Posterior | str | Path, reference: Posterior | None = None
     """All that is known of a posterior in memory, or of one that `Posterior.save` wrote."""
     if isinstance(posterior, (str, Path)):
         return _from_file(Path(posterior), reference)
-    if not all(hasattr(posterior, name) for name in ("draws", "sample_stats", "record", "health")):
+    if not all(hasattr(posterior, name) for name in ("draws", "sample_stats", "record")):
         raise ArgumentError(
             f"posterior is a {type(posterior).__name__}; it must be a Posterior, as infer returns, or the path of a "
             "saved one, as 'run.nc'."
