@@ -28,8 +28,7 @@ h1 { font-size: clamp(1.3rem, 4.5vw, 1.8rem); line-height: 1.25; margin: 0 0 1re
 h2 { font-size: 1.25rem; margin: 0 0 .75rem; line-height: 1.3; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 h4 {
-  margin: 0 0 .15rem; font-weight: 600; font-size: .85rem; line-height: 1.3;
-  white-space: nowrap; overflow: hidden; text-overflow: ellipsis;
+  margin: 0 0 .15rem; font-weight: 600; font-size: .85rem; line-height: 1.3; overflow-wrap: anywhere;
 }
 p, ul { max-width: 46rem; }
 .brand { margin: 0; color: var(--soft); font-size: .85rem; letter-spacing: .03em; }
@@ -53,13 +52,14 @@ nav a:hover, nav a:focus-visible { background: var(--card); border-color: var(--
 .left-out { color: var(--soft); font-size: .9rem; padding-left: 1.2rem; margin: 0 0 1.25rem; overflow-wrap: anywhere; }
 .legend, figcaption { color: var(--soft); font-size: .88rem; line-height: 1.5; max-width: 46rem; margin: .6rem 0 0; }
 .scroll { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; line-height: 1.35; }
+table { width: max-content; border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; line-height: 1.35; }
 th, td { padding: .32rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 thead th { font-weight: 600; color: var(--soft); border-bottom-color: var(--soft); }
 thead td { border-bottom-color: var(--soft); }
-tbody th, .name { text-align: left; font-weight: 500; }
+tbody th { font-weight: 500; }
+tbody th, .name { text-align: left; }
 tbody th, thead td { position: sticky; left: 0; background: var(--paper); padding-left: 0; }
-tbody th { max-width: 16rem; overflow: hidden; text-overflow: ellipsis; }
+tbody th { min-width: 4rem; max-width: 12rem; white-space: normal; overflow-wrap: anywhere; }
 .bad { color: var(--bad); background: var(--bad-card); font-weight: 650; }
 figure { margin: 0; }
 .legend + figure { margin-top: 1.75rem; }
@@ -93,6 +93,7 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; overflow-wrap: any
   .scroll { overflow: visible; }
   table { font-size: 8pt; } th, td { padding: .15rem .4rem; }
   .pairs svg { min-width: 0; max-width: 14cm; }
+  .facts { columns: 2; }
   section { margin-bottom: 1.5rem; }
 }
 """

@@ -110,7 +110,7 @@ def _counted(axes: Any, seen: Array, drawn: Array) -> None:
 def _dense(axes: Any, seen: Array, drawn: Array) -> None:
     low, high = np.quantile(seen, (0.002, 0.998))
     room = 0.15 * (high - low) or 0.5
-    edges = np.linspace(low - room, high + room, 41)
+    edges = np.linspace(low - room, high + room, int(np.clip(2 * len(seen) ** 0.5, 8, 40)) + 1)
 
     def outline(values: Array, **style: Any) -> None:
         axes.stairs(np.histogram(values, edges)[0] / (len(values) * np.diff(edges)), edges, **style)

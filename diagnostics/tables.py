@@ -58,8 +58,8 @@ def number(value: float, column: str = "", decimals: int | None = None) -> str:
         decimals = DECIMALS[column]
     elif decimals is not None:
         decimals += column.startswith("mcse")
-    if decimals is not None and abs(value) < 1e7:
-        return f"{value:.{decimals}f}".replace("-", "−")
+    if decimals is not None and abs(value) < 1e12:
+        return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")  # 0.0 turns -0.0 into 0.0
     return f"{value:.3g}".replace("-", "−")
 
 
@@ -97,4 +97,5 @@ def _decimals(sd: float) -> int | None:
     """As many as show two digits of an error of a tenth of the sd."""
     if not math.isfinite(sd) or sd <= 0:
         return None
-    return min(8, max(0, 2 - math.floor(math.log10(1.5 * sd))))
+    decimals = max(0, 2 - math.floor(math.log10(1.5 * sd)))
+    return decimals if decimals <= 6 else None

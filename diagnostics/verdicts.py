@@ -51,7 +51,7 @@ def verdict(evidence: Evidence) -> str:
         text = "<p>As far as the run itself can tell, the draws can be relied on.</p>"
     else:
         state, headline = "unknown", "No checks could be made"
-        text = "<p>There are too few draws to tell. Raise num_samples or num_chains.</p>"
+        text = "<p>There are too few draws to tell whether they can be relied on.</p>"
     left_out = "".join(f"<li>{html.escape(each)}</li>" for each in health.left_out)
     left_out = f'<ul class="left-out">{left_out}</ul>' if left_out else ""
     banner = f'<div class="verdict {state}"><p class="headline">{headline}</p>{text}</div>'
@@ -132,9 +132,9 @@ def _checks(checks: tuple[Check, ...]) -> str:
     for check in checks:
         mark = "<td>passed</td>" if check.passed else '<td class="bad">failed</td>'
         name, where = html.escape(check.name), html.escape(check.where)
-        cells = f'<td>{measured(check.value)}</td><td>{measured(check.limit)}</td>{mark}<td class="name">{where}</td>'
+        cells = f'{mark}<td>{measured(check.value)}</td><td>{measured(check.limit)}</td><td class="name">{where}</td>'
         rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-    head = "".join(f'<th scope="col">{each}</th>' for each in ("value", "limit", "verdict"))
+    head = "".join(f'<th scope="col">{each}</th>' for each in ("verdict", "value", "limit"))
     head += '<th scope="col" class="name">where</th>'
     table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="scroll">{table}</div>'
