@@ -52,7 +52,10 @@ nav a:hover, nav a:focus-visible { background: var(--card); border-color: var(--
 .left-out { color: var(--soft); font-size: .9rem; padding-left: 1.2rem; margin: 0 0 1.25rem; overflow-wrap: anywhere; }
 .legend, figcaption { color: var(--soft); font-size: .88rem; line-height: 1.5; max-width: 46rem; margin: .6rem 0 0; }
 .scroll { overflow-x: auto; max-width: 100%; }
-table { width: max-content; border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; line-height: 1.35; }
+table {
+  width: max-content; border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
+  line-height: 1.35;
+}
 th, td { padding: .32rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 thead th { font-weight: 600; color: var(--soft); border-bottom-color: var(--soft); }
 thead td { border-bottom-color: var(--soft); }

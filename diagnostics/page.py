@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .look import CSS
 
 
-def page(title: str, verdict: str, sections: Sequence[tuple[str, str]], missing: Sequence[tuple[str, str]]) -> str:
+def document(title: str, verdict: str, sections: Sequence[tuple[str, str]], missing: Sequence[tuple[str, str]]) -> str:
     """An HTML document.
 
     Args:

@@ -13,7 +13,7 @@ from pyro_scale.errors import ArgumentError
 
 from .evidence import gather
 from .facts import title
-from .page import page
+from .page import document
 from .sections import made
 from .tables import table_text
 from .verdicts import counted, verdict
@@ -62,7 +62,7 @@ def report(posterior: Posterior | str | Path, path: str | Path, reference: Poste
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             evidence = gather(posterior, reference)
             first = verdict(evidence)
-            file.write(page(title(evidence), first, *made(evidence)))
+            file.write(document(title(evidence), first, *made(evidence)))
         os.chmod(name, 0o666 & ~_umask())  # of a temporary file nobody else may read it
         os.replace(name, target)
     except BaseException:
