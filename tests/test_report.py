@@ -201,10 +201,12 @@ def test_a_verdict_that_fails_leaves_the_page(tmp_path: Path, monkeypatch: pytes
 
 def test_a_file_makes_the_same_page_and_says_what_the_model_would_add(rows: Any, tmp_path: Path) -> None:
     posterior = exact_posterior(*rows, num_samples=50)
+    posterior.checks = (Check("clamped noise", 0.5, 0.01, False, "", "too much is taken out."),)
     posterior.save(tmp_path / "run.nc")
     page = written(tmp_path / "run.nc", tmp_path)
     assert set(page.sections) >= ALWAYS | OF_CHAINS
     assert "ps.load(path, model=model, data=data)" in page.sections["Not shown"]
+    assert "clamped noise is 0.500, limit 0.010: too much is taken out." in page.sections[""]
     assert summary(tmp_path / "run.nc").equals(summary(posterior))
     loaded = ps.load(tmp_path / "run.nc")
     for check in loaded.verdict.checks:  # the numbers are ArviZ's there, and ours here
