@@ -2,7 +2,7 @@
 
     python examples/quickstart.py [--num-samples 1000] [--out out]
 
-Prints the summaries, the comparison and a prediction; leaves a netCDF and two pictures in `--out`.
+Prints the summaries, the comparison and a prediction; leaves a netCDF, a report and a picture in `--out`.
 """
 
 import argparse
@@ -59,19 +59,14 @@ for i, p in enumerate(prediction.mean["obs"]):
 
 # 5. Keep it, and look at it.
 posterior.save(args.out / "pima_sghmc.nc")
+ps.diagnostics.report(posterior, args.out / "pima_report.html", reference=reference)
 names = ["intercept", "pregnant", "glucose", "pressure", "triceps", "insulin", "mass", "pedigree", "age"]
-grid = {"nrows": 3, "ncols": 3, "figsize": (10, 7), "layout": "constrained"}
-traces, trace_axes = plt.subplots(**grid)
-marginals, marginal_axes = plt.subplots(**grid)
-for i, (name, trace, marginal) in enumerate(zip(names, trace_axes.flat, marginal_axes.flat, strict=True)):
-    trace.plot(posterior.draws["w"][..., i].T, linewidth=0.4, alpha=0.7)
-    trace.set(title=name, xlabel="draw" if i > 5 else "")
+marginals, axes = plt.subplots(nrows=3, ncols=3, figsize=(10, 7), layout="constrained")
+for i, (name, axis) in enumerate(zip(names, axes.flat, strict=True)):
     for label, result in (("NUTS", reference), ("SGHMC", posterior)):
-        marginal.hist(result.draws["w"][..., i].flatten(), bins=40, density=True, histtype="step", label=label)
-    marginal.set(title=name, yticks=[])
-marginal_axes[0, 0].legend()
-traces.suptitle("SGHMC, four chains: each should wander over the same range")
+        axis.hist(result.draws["w"][..., i].flatten(), bins=40, density=True, histtype="step", label=label)
+    axis.set(title=name, yticks=[])
+axes[0, 0].legend()
 marginals.suptitle("Posterior of each coefficient: SGHMC from minibatches of 64, and NUTS on all rows")
-traces.savefig(args.out / "pima_trace.png", dpi=80)
 marginals.savefig(args.out / "pima_marginals.png", dpi=80)
-print(f"\nLeft in {args.out}/: pima_sghmc.nc, pima_trace.png, pima_marginals.png")
+print(f"\nLeft in {args.out}/: pima_sghmc.nc, pima_report.html (open it in a browser), pima_marginals.png")

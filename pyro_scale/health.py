@@ -7,17 +7,28 @@ import math
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from pyro_scale.progress import interactive
-from pyro_scale.temperature import Measured
+
+if TYPE_CHECKING:  # a verdict can be read from a file without torch
+    from torch import Tensor
+
+    from pyro_scale.temperature import Measured
 
 logger = logging.getLogger("pyro_scale")
 
 CLAMPED_LIMIT = 0.01
+RHAT_LIMIT = 1.01
+ESS_A_CHAIN = 100
+"""The limits of Vehtari et al. (2021), Rank-normalization, folding, and localization, Bayesian Analysis."""
+MOST_CHAINS = 4
+"""More chains need not bring more draws: they are what many short chains are for."""
+LONGER = "Raise num_samples or thinning"
 ERRORS = 3
 """A number that is measured fails when it is beyond its limit by so many of its standard errors."""
 WIDTH = 110
@@ -124,6 +135,40 @@ def tell(health: Health, progress: bool) -> None:
 
 def _named(check: Check) -> str:
     return f"{check.name} of {check.where}" if check.where else check.name
+
+
+def least_ess(num_chains: int) -> int:
+    """How many independent draws there should be."""
+    return ESS_A_CHAIN * min(num_chains, MOST_CHAINS)
+
+
+def of_mixing(
+    names: Sequence[str], rhat: ArrayLike, bulk: ArrayLike, tail: ArrayLike, *, num_chains: int, num_modes: int = 1
+) -> list[Check]:
+    """R-hat and effective sample sizes of mean and tails, of each value that has a name; NaN where unknown.
+
+    `num_modes` are known, and no chain leaves its own.
+    """
+    least = least_ess(num_chains)
+    modes = "If they stay apart, they"
+    if num_modes > 1:
+        modes = f"Warm-up found {num_modes} modes, and chains"
+    found = [
+        _within("R-hat", rhat, RHAT_LIMIT, names, f"chains disagree. {LONGER}. {modes} have found different modes."),
+        _within("ESS, mean", -np.asarray(bulk), -least, names, f"too few independent draws. {LONGER}."),
+        _within("ESS, tails", -np.asarray(tail), -least, names, f"too few independent draws. {LONGER}."),
+    ]
+    return [check for check in found if check is not None]
+
+
+def _within(name: str, values: ArrayLike, limit: float, names: Sequence[str], remedy: str) -> Check | None:
+    """Of the largest value; negative ones stand for what has a smallest. None if all are undefined, as of constants."""
+    known = np.asarray(values, dtype=float)
+    known = np.where(np.isnan(known), -math.inf, known)
+    value = float(known.max(initial=-math.inf))
+    if value == -math.inf:
+        return None
+    return at_most(name, value, limit, names[int(known.argmax())], remedy)._replace(value=abs(value), limit=abs(limit))
 
 
 def of_sds(name: str, errors: Mapping[str, Measured], limit: float, wide: str, narrow: str) -> Check | None:

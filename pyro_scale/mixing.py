@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_scale.convergence import LEAST_DRAWS, ess, rhat, rhat_nested
-from pyro_scale.health import Check, at_most
+from pyro_scale.health import RHAT_LIMIT, Check, at_most, of_mixing
+from pyro_scale.values import chosen, labels
 
-RHAT_LIMIT = 1.01
-ESS_A_CHAIN = 100
-"""The limits of Vehtari et al. (2021), Rank-normalization, folding, and localization, Bayesian Analysis."""
-MOST_SCALARS = 256
-"""Of more values so many are looked at, evenly spaced, at least one of every site."""
 FALSE_ALARMS = 1e-3
 """How often superchains of chains that have forgotten their starts may fail."""
-MOST_CHAINS = 4
-"""More chains need not bring more draws: they are what many short chains are for."""
-LONGER = "Raise num_samples or thinning"
 
 
 def of_draws(draws: Mapping[str, Tensor], num_modes: int = 1) -> list[Check]:
@@ -35,18 +27,10 @@ def of_draws(draws: Mapping[str, Tensor], num_modes: int = 1) -> list[Check]:
     num_chains, num_samples, number = values.shape
     if num_samples < LEAST_DRAWS or number == 0:
         return []
-    apart, (bulk, tail) = rhat(values), ess(values)
-    bulk, tail = (torch.where(_still(values), torch.nan, each) for each in (bulk, tail))
-    least = ESS_A_CHAIN * min(num_chains, MOST_CHAINS)
-    modes = "If they stay apart, they"
-    if num_modes > 1:
-        modes = f"Warm-up found {num_modes} modes, and chains"
-    found = [
-        _within("R-hat", apart, RHAT_LIMIT, names, f"chains disagree. {LONGER}. {modes} have found different modes."),
-        _within("ESS, mean", -bulk, -least, names, f"too few independent draws. {LONGER}."),
-        _within("ESS, tails", -tail, -least, names, f"too few independent draws. {LONGER}."),
-    ]
-    return [check for check in found if check is not None]
+    bulk, tail = (torch.where(_still(values), torch.nan, each) for each in ess(values))
+    apart = rhat(values).cpu().numpy()
+    sizes = (bulk.cpu().numpy(), tail.cpu().numpy())
+    return of_mixing(names, apart, *sizes, num_chains=num_chains, num_modes=num_modes)
 
 
 def of_superchains(draws: Mapping[str, Tensor], num_superchains: int) -> list[Check]:
@@ -97,28 +81,11 @@ def _still(values: Tensor) -> Tensor:
 
 def scalars(draws: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
     """Names, as "w[2, 0]", and draws `(num_chains, num_samples, values)` of all values, or of some of too many."""
-    total = sum(value[0, 0].numel() for value in draws.values())
+    shapes = {site: tuple(value.shape[2:]) for site, value in draws.items()}
     names: list[str] = []
     columns: list[Tensor] = []
-    for site, value in draws.items():
-        shape, size = value.shape[2:], value[0, 0].numel()
-        wanted = size if total <= MOST_SCALARS else max(1, MOST_SCALARS * size // total)
-        chosen = torch.linspace(0, size - 1, min(size, wanted)).round().long()
-        columns.append(value.reshape(*value.shape[:2], -1)[..., chosen.to(value.device)])
-        if not shape:
-            names.append(site)
-            continue
-        # NumPy's: torch's own would import what it has for symbolic shapes
-        places = zip(*(each.tolist() for each in np.unravel_index(chosen.numpy(), tuple(shape))), strict=True)
-        names += [f"{site}[{', '.join(map(str, place))}]" for place in places]
+    for site, places in chosen(shapes).items():
+        flat = draws[site].flatten(2) if shapes[site] else draws[site].unsqueeze(-1)
+        columns.append(flat[..., torch.from_numpy(places).to(flat.device)])
+        names += labels(site, shapes[site], places)
     return names, torch.cat([column.double() for column in columns], -1)
-
-
-def _within(name: str, values: Tensor, limit: float, names: Sequence[str], remedy: str) -> Check | None:
-    """Of the largest value; negative ones stand for what has a smallest. None if all are undefined, as of constants."""
-    known = torch.where(values.isnan(), -math.inf, values)
-    worst = int(known.argmax())
-    value = float(known[worst])
-    if value == -math.inf:
-        return None
-    return at_most(name, value, limit, names[worst], remedy)._replace(value=abs(value), limit=abs(limit))

@@ -53,7 +53,7 @@ def test_readme_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         exec(compile("\n".join(PYTHON_BLOCKS), "README.md", "exec"), {})  # our own code
     shown = capsys.readouterr().out
     assert "R-hat" in shown and "mean_error" in shown and "tensor([" in shown
-    assert (tmp_path / "pima.nc").exists()
+    assert (tmp_path / "pima.nc").exists() and (tmp_path / "pima.html").exists()
 
 
 def test_readme_names_what_exists() -> None:

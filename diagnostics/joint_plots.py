@@ -1,0 +1,87 @@
+"""Pairs of values, and marginals beside those of a reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evidence import Evidence, draws_by_name
+from .figures import CHAINS, INK, axes_of, few_ticks, figure, panel, picture
+
+PAIRED = 5
+MOST_POINTS = 2000
+OVERLAID = 12
+
+
+def pairs(evidence: Evidence) -> str:
+    """Scatter plots of every two of the worst values, and histograms of each."""
+    names = [name for name in evidence.worst_first(len(evidence.names)) if evidence.table.loc[name, "sd"] > 0][:PAIRED]
+    flat = np.stack([evidence.draws(name).ravel() for name in names])
+    chosen = np.linspace(0, flat.shape[1] - 1, min(flat.shape[1], MOST_POINTS)).round().astype(int)
+    number = len(names)
+
+    def draw(on: Any) -> None:
+        grid = on.subplots(number, number, sharex="col", squeeze=False)
+        for row in range(number):
+            for column in range(number):
+                axes = grid[row, column]
+                if column > row:
+                    axes.set_axis_off()
+                    continue
+                if row == column:
+                    axes.hist(flat[row], 30, histtype="step", color=CHAINS[0])
+                    axes.set_yticks([])
+                else:
+                    points = (flat[column, chosen], flat[row, chosen])
+                    axes.plot(
+                        *points, ".", markersize=1.6, alpha=0.5, color="#4c8dbf", markeredgewidth=0, rasterized=True
+                    )
+                    few_ticks(axes, 2, 2)
+                    if column:
+                        axes.tick_params(labelleft=False)
+                axes.set(
+                    xlabel=names[column] if row == number - 1 else "", ylabel=names[row] if column == 0 < row else ""
+                )
+        on.subplots_adjust(0.11, 0.11, 0.99, 0.99, 0.12, 0.12)
+        on.align_labels()
+
+    size = 1.5 * number
+    content = picture(draw, "Pairs of " + ", ".join(names), width=size, height=0.85 * size)
+    caption = (
+        "Draws of every two values, and the histogram of each. A round or tilted cloud is easily sampled. A narrow "
+        "ridge says that only a combination of both is known, a funnel or a bend that a reparametrised model would be "
+        "sampled better, separate clouds that there are several modes."
+    )
+    return figure([f'<div class="scroll pairs">{content}</div>'], caption)
+
+
+def overlays(evidence: Evidence) -> str:
+    """Marginals of the posterior, and of the reference."""
+    assert evidence.reference is not None
+    theirs = draws_by_name(evidence.reference)
+    panels: list[str] = []
+    for name in evidence.worst_first(len(evidence.names)):
+        if name not in theirs or len(panels) == OVERLAID:
+            continue
+        both = [evidence.draws(name).ravel(), theirs[name].ravel()]
+        if not all(np.isfinite(values).all() for values in both):
+            continue
+
+        def draw(on: Any, both: list[NDArray[Any]] = both) -> None:
+            low, high = np.quantile(np.concatenate(both), (0.0005, 0.9995))
+            edges = np.linspace(low, high, 41) if high > low else np.array([low - 0.5, low + 0.5])
+            axes = axes_of(on, yticks=[])
+            axes.spines["left"].set_visible(False)
+            for values, style in zip(both, ({"color": CHAINS[0]}, {"color": INK, "linestyle": "--"}), strict=True):
+                heights = np.histogram(values, edges)[0] / (values.size * np.diff(edges))
+                axes.stairs(heights, edges, linewidth=1.1, **style)
+            axes.set_ylim(bottom=0)
+
+        panels.append(panel(name, picture(draw, f"Marginals of {name}", height=1.6)))
+    return figure(
+        panels,
+        "Marginal posteriors: solid blue the posterior of this report, dashed the reference. They should lie upon each "
+        "other but for the noise of histograms. A shift is an error of the mean, another width one of the sd.",
+    )

@@ -1,0 +1,100 @@
+"""Numbers of a run along its draws or steps: log posterior, temperatures of the momenta, losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chain_plots import line, shown_chains
+from .evidence import Evidence
+from .figures import CHAINS, INK, WIDE, axes_of, figure, panel, picture
+
+LOSSES = ("elbo", "loss")
+"""Names of curves, in `sample_stats` or among the settings, of methods that climb."""
+MOST_SITES = 6
+
+
+def log_posterior(evidence: Evidence) -> str:
+    """The log posterior of every chain."""
+
+    def draw(on: Any) -> None:
+        axes = axes_of(on, xlabel="draw")
+        for colour, chain in zip(CHAINS, shown_chains(evidence.stats["lp"]), strict=False):
+            axes.plot(*line(chain), color=colour, linewidth=0.6, alpha=0.8)
+
+    minibatched = evidence.settings.get("batch_size") is not None
+    return figure(
+        [panel("", picture(draw, "Log posterior over draws", width=WIDE, height=1.9), wide=True)],
+        "Log posterior density at the draws, in nats, a colour a chain"
+        + (
+            ", as the minibatch of the step estimates it: most of its noise is that of minibatches. "
+            if minibatched
+            else ". "
+        )
+        + "A trend means that warm-up was too short; chains at different levels have found different modes.",
+    )
+
+
+def temperatures(evidence: Evidence) -> str:
+    """Running means of the kinetic temperature, site by site."""
+    stats = evidence.stats["kinetic_temperature"]
+    wanted = evidence.settings.get("temperature")
+    names = list(evidence.record.get("latent", {}))
+    panels = []
+    for index in range(min(stats.shape[-1], MOST_SITES)):
+        name = names[index] if len(names) == stats.shape[-1] else f"site {index}"
+        means = np.cumsum(stats[..., index], 1) / np.arange(1, stats.shape[1] + 1)
+
+        def draw(on: Any, means: NDArray[Any] = means) -> None:
+            axes = axes_of(on, xlabel="draw")
+            for colour, chain in zip(CHAINS, shown_chains(means), strict=False):
+                axes.plot(*line(chain), color=colour)
+            if isinstance(wanted, (int, float)):
+                axes.axhline(wanted, color=INK, linestyle="--", linewidth=0.7)
+
+        panels.append(panel(name, picture(draw, f"Kinetic temperature of {name}")))
+    left = stats.shape[-1] - len(panels)
+    return figure(
+        panels,
+        "Mean square of the momenta up to each draw, in units of the posterior's, a colour a chain; dashed the "
+        "temperature that was asked for. Lines should level off near it, somewhat above at a large step_size. Lines "
+        "that stay well above tell of minibatch noise that heats the chains."
+        + (f" {left} more sites are not shown." if left else ""),
+    )
+
+
+def loss_curves(evidence: Evidence) -> dict[str, NDArray[Any]]:
+    """Curves `(runs, steps)` that the run has left, by name."""
+    found = {}
+    for name in LOSSES:
+        curve = evidence.stats.get(name, evidence.settings.get(name))
+        if curve is not None and np.size(curve) > 1:
+            values = np.asarray(curve, dtype=float)
+            found[name] = values.reshape(-1, values.shape[-1])
+    return found
+
+
+def losses(evidence: Evidence) -> str:
+    """The bound or loss over the steps of an optimisation."""
+    panels = []
+    for name, curves in loss_curves(evidence).items():
+
+        def draw(on: Any, curves: NDArray[Any] = curves) -> None:
+            axes = axes_of(on, xlabel="step")
+            late = curves[:, curves.shape[1] // 10 :]
+            finite = late[np.isfinite(late)]
+            for colour, curve in zip(CHAINS, shown_chains(curves), strict=False):
+                axes.plot(*line(curve), color=colour, linewidth=0.7)
+            if finite.size and np.ptp(finite) > 0:
+                low, high = np.quantile(finite, (0.0, 1.0))
+                axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+
+        title = "ELBO" if name == "elbo" else "Loss"
+        panels.append(panel(title, picture(draw, f"{title} over steps", width=WIDE, height=1.9), wide=True))
+    return figure(
+        panels,
+        "What was climbed or descended, in nats, step by step; the first tenth may leave the picture. It should have "
+        "levelled off: a slope at the end asks for more steps, a level that jumps for a smaller step_size.",
+    )
