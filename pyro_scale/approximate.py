@@ -24,6 +24,7 @@ from pyro_scale.gaussians import sample
 from pyro_scale.health import of_ending
 from pyro_scale.hessian import row_blocks
 from pyro_scale.initial import initial_positions
+from pyro_scale.laplace_fit import LaplaceFit, laplace_at
 from pyro_scale.loaders import Streamed
 from pyro_scale.mode import DENSE_LIMIT, Mode, newton
 from pyro_scale.outcome import judge
@@ -97,6 +98,7 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
     start = initial_positions(compiled, request.initial, seeds[4:])
     seconds = {"prepare": time.perf_counter() - began}
     asked = kernel
+    kernel = getattr(kernel, "optimizer", kernel)
     modes = _modes(compiled, kernel, start) if fitting.from_mode and kernel.step_size is None else None
     if modes is not None:
         start = tree.map(lambda *leaves: torch.stack(leaves), *(mode.position for mode in modes))
@@ -107,7 +109,13 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
     if num_steps is None:
         num_steps = 0 if fitting.done_at_mode and modes is not None else STEPS
     fit = _fitted(compiled, kernel, fitting, start, num_steps, seeds, request)
-    posterior = _posterior(compiled, asked, fitting, fit, num_steps, seeds[3], request, {**seconds, **fit.seconds})
+    seconds |= fit.seconds
+    laplace = None
+    if hasattr(asked, "approximate"):
+        began = time.perf_counter()
+        laplace = laplace_at(compiled, asked, tree.map(lambda leaf: leaf[0], fit.position), seeds[1])
+        fit, seconds["curvature"] = fit._replace(gaussian=laplace.gaussian), time.perf_counter() - began
+    posterior = _posterior(compiled, asked, fitting, fit, num_steps, seeds[3], request, seconds, laplace)
     if fit.ending is not None:
         _tell(fit.ending, posterior)
     judge(posterior, request.progress)
@@ -172,6 +180,7 @@ def _posterior(
     seed: int,
     request: Request,
     seconds: dict[str, float],
+    laplace: LaplaceFit | None,
 ) -> Posterior:
     began = time.perf_counter()
     stats = {}
@@ -200,6 +209,11 @@ def _posterior(
         "steps_run": fit.how,
         "ended_early": fit.ending.reason if fit.ending else None,
     }
+    checks = of_ending(settings["ended_early"])
+    if laplace is not None:
+        checks += laplace.checks
+        settings["log_marginal_likelihood"] = laplace.log_marginal_likelihood
+        settings["gradient_norm"] = laplace.gradient_norm
     return Posterior(
         draws,
         sample_stats=stats,
@@ -209,7 +223,7 @@ def _posterior(
         settings=settings,
         compiled=compiled,
         kernel=kernel,
-        checks=of_ending(fit.ending.reason if fit.ending else None),
+        checks=checks,
         approximation=fit.gaussian,
         trace=fit.trace,
     )

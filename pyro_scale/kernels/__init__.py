@@ -1,7 +1,11 @@
 """Scalable kernels: settings that `bind` to a target. One file an algorithm."""
 
 from pyro_scale.kernels.baoab import BAOAB
+from pyro_scale.kernels.dense_laplace import DenseLaplace
+from pyro_scale.kernels.diagonal_laplace import DiagonalLaplace
 from pyro_scale.kernels.diagonal_vi import DiagonalVI
+from pyro_scale.kernels.kronecker_laplace import KroneckerLaplace
+from pyro_scale.kernels.low_rank_laplace import LowRankLaplace
 from pyro_scale.kernels.map import MAP
 from pyro_scale.kernels.psgld import PSGLD
 from pyro_scale.kernels.sghmc import SGHMC
@@ -16,7 +20,23 @@ METHODS = {
     "psgld": PSGLD,
     "map": MAP,
     "vi_diag": DiagonalVI,
+    "laplace_diag": DiagonalLaplace,
+    "laplace_dense": DenseLaplace,
+    "laplace_kfac": KroneckerLaplace,
+    "laplace_lowrank": LowRankLaplace,
 }
 """What the strings mean that `infer` takes as a method."""
 
-__all__ = ["BAOAB", "MAP", "PSGLD", "SGHMC", "SGLD", "SGNHT", "DiagonalVI"]
+__all__ = [
+    "BAOAB",
+    "MAP",
+    "PSGLD",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
+    "DenseLaplace",
+    "DiagonalLaplace",
+    "DiagonalVI",
+    "KroneckerLaplace",
+    "LowRankLaplace",
+]

@@ -32,8 +32,10 @@ from pyro_scale.kernels.laplace import (
     of_all_rows,
     positive,
     prior_curvature,
+    with_held,
 )
-from pyro_scale.types import BoundKernel, Info, Position, Settings
+from pyro_scale.kernels.map import MAP
+from pyro_scale.types import BoundKernel, Fitting, Info, Position, Settings
 
 CURVATURES = ("ggn", "fisher", "hessian")
 
@@ -49,6 +51,7 @@ class DiagonalLaplace:
         sites: names or patterns of the latent sites that are normal, as "4.*" for a last layer; the others are held at
             the mode. None for all.
         temperature: the posterior to the power 1 / temperature is approximated; > 0.
+        optimizer: what finds the mode: `MAP` with its settings.
 
     Raises:
         ArgumentError: a setting is out of its range.
@@ -73,9 +76,14 @@ class DiagonalLaplace:
     curvature: str = "ggn"
     sites: Sites = None
     temperature: float = 1.0
+    optimizer: MAP = MAP()
 
     def __post_init__(self) -> None:
-        check_settings("DiagonalLaplace", self.curvature, CURVATURES, self.sites, self.temperature)
+        check_settings(self, CURVATURES)
+
+    def fitting(self, num_chains: int) -> Fitting:
+        """That of its optimiser."""
+        return self.optimizer.fitting(num_chains)
 
     def bind(self, target: Any, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
@@ -93,7 +101,8 @@ class DiagonalLaplace:
         scale = of_all_rows(num_data, state.rows)
         precision, clamped = positive("DiagonalLaplace", tree.map(lambda p, h: p + scale * h, prior, state.diagonal))
         sd = tree.map(lambda leaf: (self.temperature / leaf).sqrt(), precision)
-        return Approximation(DiagonalGaussian({name: state.position[name] for name in sd}, sd), clamped)
+        gaussian = DiagonalGaussian({name: state.position[name] for name in sd}, sd)
+        return Approximation(with_held(gaussian, state.position), clamped)
 
 
 class DiagonalLaplaceState(NamedTuple):

@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,6 +21,8 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.curvature.hessian import NegativeHessian
 from pyro_scale.errors import ArgumentError, ModelError
+from pyro_scale.gaussians.held import HeldGaussian
+from pyro_scale.kernels.map import MAP
 from pyro_scale.types import Batch, CurvatureTarget, Gaussian, Position
 
 Sites: TypeAlias = "str | Sequence[str] | None"
@@ -30,7 +32,7 @@ class Approximation(NamedTuple):
     """What a Laplace kernel comes to.
 
     Attributes:
-        gaussian: over the chosen sites.
+        gaussian: over the chosen sites, the others held.
         clamped: site -> number of directions, most of all in it, in which the precision was not positive: its absolute
             value is taken there.
     """
@@ -39,8 +41,13 @@ class Approximation(NamedTuple):
     clamped: dict[str, int]
 
 
-def check_settings(owner: str, curvature: str, known: Sequence[str], sites: Sites, temperature: float) -> None:
-    """Refuses settings that no Laplace approximation has."""
+def check_settings(kernel: Any, known: Sequence[str]) -> None:
+    """Refuses settings that no Laplace approximation has, and a curvature that is not among those known."""
+    owner, curvature, sites, temperature = type(kernel).__name__, kernel.curvature, kernel.sites, kernel.temperature
+    if not isinstance(kernel.optimizer, MAP):
+        raise ArgumentError(
+            f"{owner}: optimizer is {kernel.optimizer!r}; it must be a MAP, as ps.kernels.MAP(step_size=0.01)."
+        )
     if curvature not in known:
         which = " or ".join(f"'{each}'" for each in known)
         raise ArgumentError(f"{owner}: curvature is {curvature!r}; it must be {which}.")
@@ -129,4 +136,7 @@ def heaviest(vectors: Tensor, shapes: dict[str, Any]) -> dict[str, int]:
     return found
 
 
-Normal: TypeAlias = Callable[[Any], Approximation]
+def with_held(gaussian: Gaussian, position: Position) -> Gaussian:
+    """Over all sites, those that it lacks held where they are."""
+    held = {name: leaf for name, leaf in position.items() if name not in gaussian.mean}
+    return HeldGaussian(gaussian, held, tuple(position)) if held else gaussian
