@@ -30,9 +30,9 @@ def gradients_of_rows(batch: Linearised) -> Iterator[Tensor]:
             columns[id(one.outputs)] = torch.cat(parts)
     for outputs, cotangent in batch.cotangents():
         by_site = {name: leaf.new_zeros(batch.num_rows, leaf.numel()) for name, leaf in batch.leaves.items()}
-        for name, gradients in batch.at_layers(layers, outputs, cotangent).items():
-            if any(gradient is not None for gradient in gradients):
-                by_site[name] = batch.by_row(name, layers[name], gradients).reshape(batch.num_rows, -1)
+        gradients = batch.at_layers(layers, outputs, cotangent)
+        for name, uses in layers.items():
+            by_site[name] = batch.by_row(name, uses, gradients).reshape(batch.num_rows, -1)
         if id(outputs) in columns:
             rows = torch.einsum("pnek,nek->np", columns[id(outputs)], cotangent)
             sizes = [batch.leaves[name].numel() for name in names]

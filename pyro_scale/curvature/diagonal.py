@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from pyro_scale import tree
-from pyro_scale.curvature.jacobian import Linearised
+from pyro_scale.curvature.jacobian import Gradients, Linearised
 from pyro_scale.curvature.layers import Linear, Use
 from pyro_scale.types import Position
 
@@ -26,35 +27,39 @@ def diagonal(batch: Linearised, names: Sequence[str] | None = None) -> Position:
     """
     names = list(batch.leaves) if names is None else names
     layers = {name: uses for name, uses in batch.explained.items() if name in names}
-    once = {name: uses for name, uses in layers.items() if _meets_once(uses)}
+    once = {name: uses[0] for name, uses in layers.items() if len(uses) == 1 and _meets_once(uses[0])}
+    several = {name: uses for name, uses in layers.items() if name not in once}
     found = {name: torch.zeros_like(batch.leaves[name]) for name in names}
-    squares: dict[str, Tensor] = {}
+    squares: dict[GradientEdge, Tensor] = {}
     for outputs, cotangent in batch.cotangents() if layers else ():
-        for name, gradients in batch.at_layers(layers, outputs, cotangent).items():
-            if all(gradient is None for gradient in gradients):
-                continue
-            if name in once:
-                assert gradients[0] is not None
-                squares[name] = squares.get(name, 0) + gradients[0].square()
-            else:
-                found[name] += _squares(batch, name, layers[name], gradients)
-    for name, square in squares.items():
-        found[name] += _at_once(once[name], square).reshape(found[name].shape)
+        gradients = batch.at_layers(layers, outputs, cotangent)
+        for edge in {use.edge: None for use in once.values()}:
+            if (gradient := gradients[edge]) is not None:
+                squares[edge] = torch.addcmul(squares[edge], gradient, gradient) if edge in squares else gradient.square()
+        for name, uses in several.items():
+            if any(gradients[use.edge] is not None for use in uses):
+                found[name] += _squares(batch, name, uses, gradients)
+    for name, use in once.items():
+        if use.edge in squares:
+            found[name] += _at_once(use, squares[use.edge]).reshape(found[name].shape)
     return found | _without_layers(batch, [name for name in batch.others if name in names])
 
 
-def _meets_once(uses: Sequence[Use]) -> bool:
-    return len(uses) == 1 and isinstance(uses[0], Linear) and uses[0].inputs(slice(0, 1)).shape[1] == 1
+def _meets_once(use: Use) -> bool:
+    """Whether a row meets it in one place, and its entries separately."""
+    if isinstance(use, Linear):
+        return use.inputs(slice(0, 1)).shape[1] == 1
+    return use.factor is None and 1 not in use.shape[1:]
 
 
-def _at_once(uses: Sequence[Use], square: Tensor) -> Tensor:
-    use = uses[0]
-    assert isinstance(use, Linear)
+def _at_once(use: Use, square: Tensor) -> Tensor:
+    if not isinstance(use, Linear):
+        return square.sum(0)
     a, g = use.inputs(slice(None)).square().squeeze(1), use.arrange(square).squeeze(1)
     return a.T @ g if use.turned else g.T @ a
 
 
-def _squares(batch: Linearised, name: str, uses: Sequence[Use], gradients: Sequence[Tensor | None]) -> Tensor:
+def _squares(batch: Linearised, name: str, uses: Sequence[Use], gradients: Gradients) -> Tensor:
     total = torch.zeros_like(batch.leaves[name])
     step = max(1, AT_ONCE // max(1, total.numel()))
     for first in range(0, batch.num_rows, step):

@@ -61,9 +61,10 @@ def factors(batch: Linearised) -> Factors:
     layers = {name: uses for name, uses in batch.explained.items() if _has_factors(uses)}
     gradients: Position = {}
     for outputs, cotangent in batch.cotangents() if layers else ():
-        for name, found in batch.at_layers(layers, outputs, cotangent).items():
-            for use, gradient in zip(layers[name], found, strict=True):
-                if gradient is not None:
+        found = batch.at_layers(layers, outputs, cotangent)
+        for name, uses in layers.items():
+            for use in uses:
+                if (gradient := found[use.edge]) is not None:
                     rows = _places(use, gradient)
                     gradients[name] = gradients.get(name, 0) + rows.T @ rows
     result = Factors({}, {}, {}, {})

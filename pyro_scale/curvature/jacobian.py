@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from pyro_scale.curvature.layers import Linear, Use, Watch
 from pyro_scale.errors import ModelError
 from pyro_scale.types import Batch, CurvatureTarget, Information, Position
 
 Layers = dict[str, list[Use]]
+Gradients = dict[GradientEdge, Tensor | None]
 
 SIDE_BY_SIDE = 2**22
 """Numbers of the Jacobian in sites without layers that are held at once."""
@@ -85,25 +87,24 @@ class Linearised:
                     chosen[:, element] = one.root[:, element, :, column]
                     yield one.outputs, chosen
 
-    def at_layers(self, layers: Layers, outputs: Tensor, cotangent: Tensor) -> dict[str, list[Tensor | None]]:
-        """Site -> gradient of what comes out of each of its layers, `(n, ...)`."""
+    def at_layers(self, layers: Layers, outputs: Tensor, cotangent: Tensor) -> Gradients:
+        """Gradient of what comes out of each layer, `(n, ...)`; None where the outputs do not depend on it."""
         edges = list(dict.fromkeys(use.edge for uses in layers.values() for use in uses))
         if not edges:
             return {}
         found = torch.autograd.grad(outputs, edges, cotangent, retain_graph=True, allow_unused=True)
-        gradients = dict(zip(edges, found, strict=True))
-        return {name: [gradients[use.edge] for use in uses] for name, uses in layers.items()}
+        return dict(zip(edges, found, strict=True))
 
-    def by_row(
-        self, name: str, uses: Sequence[Use], gradients: Sequence[Tensor | None], rows: slice = slice(None)
-    ) -> Tensor:
+    def by_row(self, name: str, uses: Sequence[Use], gradients: Gradients, rows: slice = slice(None)) -> Tensor:
         """Gradient in a site of each of some rows, `(n, *site)`."""
-        shape = self.leaves[name].shape
+        leaf = self.leaves[name]
         found = [
-            use.by_row(gradient, shape, rows)
-            for use, gradient in zip(uses, gradients, strict=True)
-            if gradient is not None
+            use.by_row(gradient, leaf.shape, rows)
+            for use in uses
+            if (gradient := gradients[use.edge]) is not None
         ]
+        if not found:
+            return leaf.new_zeros(len(range(self.num_rows)[rows]), *leaf.shape)
         return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
     @cached_property
@@ -135,16 +136,14 @@ class Linearised:
                     one.outputs, leaves, cotangent, retain_graph=True, materialize_grads=True, allow_unused=True
                 )
             for name, wanted in zip(list(right), expected, strict=True):
-                if not self._is_explained(name, right[name], at[name], wanted):
+                if not self._is_explained(right[name], at, wanted):
                     del right[name]
         return right
 
-    def _is_explained(
-        self, name: str, uses: Sequence[Use], gradients: Sequence[Tensor | None], expected: Tensor
-    ) -> bool:
+    def _is_explained(self, uses: Sequence[Use], gradients: Gradients, expected: Tensor) -> bool:
         total = torch.zeros_like(expected)
-        for use, gradient in zip(uses, gradients, strict=True):
-            if gradient is None:
+        for use in uses:
+            if (gradient := gradients[use.edge]) is None:
                 continue
             if len(gradient) != self.num_rows or bool(gradient[1::2].any()):
                 return False
