@@ -189,7 +189,8 @@ def _root(family: _Family, outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_values(family: _Family, outputs: Tensor) -> Tensor:
-    values = family.at(outputs).enumerate_support()
+    values = family.fn.enumerate_support(expand=False)
+    values = values.reshape(len(values), 1, 1, *family.fn.event_shape)
     free = outputs.expand(len(values), *outputs.shape).clone().requires_grad_()
     log_prob = family.at(free).log_prob(values)
     (scores,) = torch.autograd.grad(log_prob.sum(), free)
