@@ -20,6 +20,7 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.kernels import adam
+from pyro_scale.kernels.gauss_newton import log_likelihood
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings, Shapes
 
@@ -57,11 +58,11 @@ class MAP:
 
     def fitting(self, num_chains: int) -> Fitting:
         """One climb, over at the mode."""
-        return Fitting(from_mode=True, done_at_mode=True)
+        return Fitting(from_mode=True, local=True, done_at_mode=True)
 
     def objective(self, target: Any) -> LogPosterior:
         """What is climbed, as a function of position and batch."""
-        return target if self.prior else partial(log_likelihood, target)
+        return target if self.prior else partial(all_log_likelihood, target)
 
     def bind(self, target: LogPosterior, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
@@ -77,10 +78,9 @@ class MAPState(NamedTuple):
     num_steps: Tensor
 
 
-def log_likelihood(target: Any, position: Position, batch: Any) -> Tensor:
+def all_log_likelihood(target: Any, position: Position, batch: Any) -> Tensor:
     """Estimate of the log-likelihood of all rows, in nats; 0-d."""
-    terms = [values.sum() for values in target.log_likelihood(position, batch).values()]
-    total: Tensor = batch.scale * torch.stack(terms).sum()
+    total: Tensor = batch.scale * log_likelihood(target, position, batch)
     return total
 
 
