@@ -15,6 +15,7 @@ from pyro_scale.at_mode import Started, frame_at, prior_mode, started, steps_of
 from pyro_scale.checks import derived_seeds
 from pyro_scale.collected import Ending
 from pyro_scale.compile import CompiledModel
+from pyro_scale.descent import descended
 from pyro_scale.draws import constrain
 from pyro_scale.errors import ArgumentError, MinibatchError, NonFiniteError
 from pyro_scale.fit import Fit, Request, passed, stepped
@@ -66,7 +67,10 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
         ready, start, frame = _ready(compiled, kernel, fitting, at, start, seeds[4])
         if fitting.done_at_mode and at.exact and request.warmup_steps is None:
             num_steps = 0
-        fit = stepped(compiled, ready, fitting, start, num_steps, seeds[2:4], request, frame)
+        if fitting.optimizer is not None:
+            fit = descended(compiled, kernel, fitting, start, num_steps, seeds[2:4], request)
+        else:
+            fit = stepped(compiled, ready, fitting, start, num_steps, seeds[2:4], request, frame)
     return _posterior(compiled, kernel, fitting, fit, seeds[1], request, {**seconds, **fit.seconds})
 
 

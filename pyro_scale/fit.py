@@ -17,13 +17,15 @@ from pyro_scale.choice import JitCompile
 from pyro_scale.collected import Ending, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.gradient import Frame
-from pyro_scale.hessian import row_blocks
 from pyro_scale.local import UNCHANGED, Table
 from pyro_scale.progress import Callback, Reporter
 from pyro_scale.sample import Run, to_the_end
 from pyro_scale.schedules import cosine
 from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Batch, Fitting, Gaussian, Position, Settings
+
+PASS_ROWS = 256
+"""Of a block, where all rows are asked for at once."""
 
 
 class Request(NamedTuple):
@@ -80,7 +82,8 @@ def stepped(
     """Takes so many steps from a start, `(num_fits, *site)`; a step size that is not given falls to 0."""
     began = time.perf_counter()
     if kernel.step_size is None:
-        kernel = replace(kernel, step_size=cosine(kernel.default_step_size, 0.0, max(1, num_steps)))
+        falling = cosine(kernel.default_step_size, 0.0, max(1, num_steps))
+        kernel = replace(kernel, step_size=falling)
     if num_steps == 0:
         return _without_steps(compiled, kernel, fitting, start, frame)
     plan = Plan(0, num_steps, 1, fitting.num_fits, request.keep, traced=True)
@@ -164,13 +167,13 @@ def passed(compiled: CompiledModel, kernel: Any, start: Position, seed: int, req
 
 
 def _blocks(compiled: CompiledModel, generator: torch.Generator, number: int | None) -> list[Batch]:
-    if compiled.batch_size is None:
-        blocks = row_blocks(compiled)
-        return blocks if number is None else [blocks[k % len(blocks)] for k in range(number)]
+    size = compiled.batch_size
+    if size is None:
+        size = compiled.num_data if compiled.structure.minibatch_error else min(PASS_ROWS, compiled.num_data)
     rows: list[Tensor] = []
     while number is None or len(rows) < number:
         order = torch.randperm(compiled.num_data, generator=generator, device="cpu")
-        rows += order.split(compiled.batch_size)
+        rows += order.split(size)
         if number is None:
             break
     return [compiled.batch(block) for block in rows[:number]]

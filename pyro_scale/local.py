@@ -10,7 +10,7 @@ moves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -108,7 +108,7 @@ class Table:
 
         def put(field: Any, moved: Any) -> Any:
             if isinstance(field, tuple):
-                return type(moved)(*map(put, field, moved))
+                return _like(moved, map(put, field, moved))
             if not isinstance(field, dict):
                 return moved
             for name, axis in self.axes.items():
@@ -144,10 +144,15 @@ class Table:
 
         def mapped(field: Any) -> Any:
             if isinstance(field, tuple):
-                return type(field)(*map(mapped, field))
+                return _like(field, map(mapped, field))
             return {name: one(name, leaf) for name, leaf in field.items()} if isinstance(field, dict) else field
 
         return mapped(state)
+
+
+def _like(state: Any, parts: Iterable[Any]) -> Any:
+    """A tuple, named as the state is."""
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 def _shapes(field: Any, local: Collection[str]) -> list[torch.Size]:

@@ -110,6 +110,7 @@ class Fitting(NamedTuple):
             whitened to 1 in all directions.
         minibatches: whether it needs them.
         local: whether it can hold values of each row of minibatches.
+        optimizer: from parameters to the optimizer of torch that takes its steps in its place; None for its own.
         one_pass: whether it takes in every row once, from the mode of the prior.
     """
 
@@ -121,6 +122,7 @@ class Fitting(NamedTuple):
     whitened: bool = False
     minibatches: bool = False
     local: bool = False
+    optimizer: Callable[[Any], Any] | None = None
     one_pass: bool = False
 
 

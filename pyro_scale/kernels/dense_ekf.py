@@ -6,9 +6,9 @@ once, and its Gauss-Newton matrix $J^\top H J$,
 $$P' = \left(P^{-1} + \tau^2 I\right)^{-1} + J^\top H J, \qquad \mu' = \mu + P'^{-1} g,$$
 
 which is the natural gradient with a step of 1 / t, and for a normal likelihood of known noise the filter itself:
-Ollivier (2018), theorem 2; Puskorius & Feldkamp (1991). Where the outputs are linear in the position and the likelihood is
-normal, the result is the posterior, whatever the order of the rows and the sizes of the batches. tau, the
-`transition_sd`, lets what was learned fade, for parameters that wander.
+Ollivier (2018), theorem 2; Puskorius & Feldkamp (1991). Where the outputs are linear in the position and the
+likelihood is normal, the result is the posterior, whatever the order of the rows and the sizes of the batches. tau,
+the `transition_sd`, lets what was learned fade, for parameters that wander.
 
 References:
     Ollivier (2018), Online natural gradient as a Kalman filter, Electronic Journal of Statistics.
@@ -102,7 +102,8 @@ def update(
         identity = torch.eye(len(precision), dtype=precision.dtype, device=precision.device)
         precision = torch.linalg.solve(identity + transition_sd**2 * precision, precision)
         precision = (precision + precision.T) / 2
-    precision = precision + gauss_newton(target, state.position, batch)
+    root = gauss_newton(target, state.position, batch)
+    precision = precision + root.T @ root
     move = torch.linalg.solve(precision, tree.flat(gradient, shapes))
     position = tree.map(torch.add, state.position, tree.unravel(move, shapes))
     return DenseEKFState(position, precision), Info(value, torch.zeros((), dtype=torch.long, device=precision.device))

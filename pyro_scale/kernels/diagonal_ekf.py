@@ -1,9 +1,13 @@
-r"""The extended Kalman filter of independent coordinates: `dense_ekf.py` with diagonal matrices throughout.
+r"""The extended Kalman filter of independent coordinates, which takes in one batch of rows after another.
 
-$$p' = \frac{1}{1 / p + \tau^2} + \mathrm{diag}(J^\top H J), \qquad \mu' = \mu + g / p'.$$
+With variances v, before it those of the prior, the gradient g of the log-likelihood of a batch at $\mu$, each row once,
+and a root R of its Gauss-Newton matrix, the normal that follows has the mean and the variances of the filter's step,
 
-Puskorius & Feldkamp (1991) call it decoupled. Where coordinates are correlated in the posterior its variances are those
-of each given the others, and the mean is near that of the posterior only.
+$$v \leftarrow v + \tau^2, \qquad C = V - V R^\top (I + R V R^\top)^{-1} R V, \qquad \mu' = \mu + C g, \qquad
+v' = \mathrm{diag}(C), \qquad V = \mathrm{diag}(v):$$
+
+Puskorius & Feldkamp (1991) decouple the filter so. Within a batch coordinates are correlated, from batch to batch they
+are not: all rows in one batch give the means and variances of `dense_ekf.py`.
 
 References:
     Puskorius & Feldkamp (1991), Decoupled extended Kalman filter training of feedforward layered networks, IJCNN.
@@ -63,10 +67,10 @@ class DiagonalEKF:
 
 
 class DiagonalEKFState(NamedTuple):
-    """Mean, and inverses of the variances."""
+    """Mean and variances."""
 
     position: Position
-    precision: Position
+    variance: Position
 
 
 def noise_shape(position: Position) -> Shapes:
@@ -76,13 +80,13 @@ def noise_shape(position: Position) -> Shapes:
 
 def approximation(temperature: float, state: DiagonalEKFState) -> DiagonalGaussian:
     """The normal, at a temperature."""
-    return DiagonalGaussian(state.position, tree.map(lambda p: (temperature / p).sqrt(), state.precision))
+    return DiagonalGaussian(state.position, tree.map(lambda v: (temperature * v).sqrt(), state.variance))
 
 
 def init(target: Any, position: Position, noise: Noise) -> DiagonalEKFState:
     """The prior's normal around a position, its mode; the noise is not used."""
-    diagonal = negative_hessian(target.log_prior, position).diagonal()
-    return DiagonalEKFState(position, tree.unravel(diagonal, tree.shapes(position)))
+    covariance = torch.linalg.inv(negative_hessian(target.log_prior, position))
+    return DiagonalEKFState(position, tree.unravel(covariance.diagonal(), tree.shapes(position)))
 
 
 def update(
@@ -91,8 +95,14 @@ def update(
     """Takes in one batch, by the equations at the top of this file."""
     # each row once: the batch does not stand for all of them
     gradient, value = grad_and_value(partial(log_likelihood, target))(state.position, batch)
-    found = gauss_newton(target, state.position, batch).diagonal()
-    information = tree.unravel(found, tree.shapes(state.position))
-    precision = tree.map(lambda p, more: 1 / (1 / p + transition_sd**2) + more, state.precision, information)
-    position = tree.map(lambda x, g, p: x + g / p, state.position, gradient, precision)
-    return DiagonalEKFState(position, precision), Info(value, torch.zeros((), dtype=torch.long, device=value.device))
+    root, shapes = gauss_newton(target, state.position, batch), tree.shapes(state.position)
+    variance = tree.ravel(state.variance) + transition_sd**2
+    spread = root * variance
+    inner = torch.eye(len(root), dtype=root.dtype, device=root.device) + spread @ root.T
+    away = variance * tree.flat(gradient, shapes)
+    solved = torch.linalg.solve(inner, torch.cat([spread, (root @ away).unsqueeze(1)], 1))
+    move = away - spread.T @ solved[:, -1]
+    left = variance - (spread * solved[:, :-1]).sum(0)
+    position = tree.map(torch.add, state.position, tree.unravel(move, shapes))
+    after = DiagonalEKFState(position, tree.unravel(left, shapes))
+    return after, Info(value, torch.zeros((), dtype=torch.long, device=value.device))

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pyro_scale.kernels.map import MAP
-from pyro_scale.schedules import as_schedule
+from pyro_scale.kernels.map import MAP, check
 from pyro_scale.types import BoundKernel, Fitting, LogPosterior, Schedule
 
 
@@ -22,6 +21,7 @@ class Ensemble:
     Args:
         step_size: as that of `MAP`, where all members climb side by side.
         prior: whether the prior counts; without it each is a maximum of the likelihood.
+        optimizer: as that of `MAP`; one of torch's climbs for one member after another.
 
     Raises:
         ArgumentError: a setting or num_data is negative, NaN or not a number.
@@ -36,19 +36,24 @@ class Ensemble:
 
     step_size: float | Schedule | None = None
     prior: bool = True
+    optimizer: Any = None
 
     def __post_init__(self) -> None:
-        if self.step_size is not None:
-            as_schedule("Ensemble", "step_size", self.step_size, positive=True)
+        check("Ensemble", self.step_size, self.prior, self.optimizer)
+        if self.optimizer is not None:
+            object.__setattr__(self, "step_size", 1.0)  # of the optimizer's own steps
 
     def fitting(self, num_chains: int) -> Fitting:
         """A climb a chain, over at the mode."""
-        return Fitting(num_fits=num_chains, from_mode=True, local=True, done_at_mode=True)
+        return self._member().fitting(1)._replace(num_fits=num_chains)
 
     def objective(self, target: Any) -> LogPosterior:
         """What is climbed, as a function of position and batch."""
-        return MAP(prior=self.prior).objective(target)
+        return self._member().objective(target)
 
     def bind(self, target: LogPosterior, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
-        return MAP(step_size=self.step_size, prior=self.prior).bind(target, num_data)
+        return self._member().bind(target, num_data)
+
+    def _member(self) -> MAP:
+        return MAP(self.step_size, self.prior, self.optimizer)

@@ -1,7 +1,7 @@
-r"""The generalised Gauss-Newton matrix of a batch: $J^\top H J$ of its outputs, as extended Kalman filters take it.
+r"""The generalised Gauss-Newton matrix of a batch by a root: $R^\top R = J^\top H J$ of its outputs.
 
 J is the Jacobian of the outputs, the parameters of the observed sites' distributions, in the position, and H minus the
-Hessian of the log-likelihood in the outputs.
+Hessian of the log-likelihood in the outputs, without its negative eigenvalues: $R = H^{1/2} J$.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyro_scale.types import Position
 
 
 def gauss_newton(target: Any, position: Position, batch: Any) -> Tensor:
-    """Of the rows of the batch, each once; `(d, d)`, in the order of the sites."""
+    """R of the rows of the batch, each once; `(outputs, d)`, in the order of the sites."""
     shapes = tree.shapes(position)
     like, structure = pytree.tree_flatten(target.outputs(position, batch))
 
@@ -33,9 +33,11 @@ def gauss_newton(target: Any, position: Position, batch: Any) -> Tensor:
         return -torch.stack([term.sum() for term in terms.values()]).sum()
 
     jacobian = jacrev(outputs)(tree.ravel(position))
-    information = hessian(minus_log_prob)(_joined(like).detach())
-    found: Tensor = jacobian.T @ information @ jacobian
-    return (found + found.T) / 2
+    moved = (jacobian != 0).any(1)  # the Hessian in an output that no site moves, as a known scale, is not asked for
+    information = hessian(minus_log_prob)(_joined(like).detach())[moved][:, moved]
+    values, vectors = torch.linalg.eigh((information + information.T) / 2)
+    root: Tensor = values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T @ jacobian[moved]
+    return root
 
 
 def log_likelihood(target: Any, position: Position, batch: Any) -> Tensor:

@@ -1,7 +1,7 @@
 r"""What variational methods have in common: the gradient of the log posterior at draws of q, and their objective.
 
 A normal $q$ of $\theta = \mu + F z$, with standard normals z, maximises $E_q[\log p(\theta)] - T E_q[\log q(\theta)]$:
-at temperature T = 1 the evidence lower bound of Kucukelbir et al. (2017), equation 5, which is at most the log evidence.
+at temperature T = 1 the evidence lower bound of Kucukelbir et al. (2017), equation 5, at most the log evidence.
 
 In the coordinates of z the slope at a draw is $F^\top \nabla \log p(\theta)$, a number of nats per standard deviation
 of q, and $F^\top \nabla \log p(\theta) + T z$ once the score of q is left out, whose mean over z is 0: Roeder, Wu &

@@ -9,8 +9,8 @@ with their mean and variances s^2, here of all steps, and K of their distances f
 is no temperature: minibatches alone make it as wide as it is.
 
 How wide that is $\epsilon$ decides: Mandt, Hoffman & Blei (2017). In coordinates of curvature 1 per datum a row's
-gradient has variance 1 where the model is right, and the step size that is found for `step_size=None` is that at which its law,
-with rows drawn in permutations, has the variance 1 / N of the posterior.
+gradient has variance 1 where the model is right, and the step size that is found for `step_size=None` is that at which
+its law, with rows drawn in permutations, has the variance 1 / N of the posterior.
 
 References:
     Maddox, Garipov, Izmailov, Vetrov & Wilson (2019), A simple baseline for Bayesian uncertainty in deep learning,
