@@ -18,7 +18,7 @@ from pyro_scale.types import Position
 
 
 @torch.enable_grad()
-def gauss_newton(target: Any, position: Position, batch: Any) -> Tensor:
+def information_root(target: Any, position: Position, batch: Any) -> Tensor:
     """R of the rows of the batch, each once; `(outputs, d)`, in the order of the sites."""
     here = tree.ravel(position).detach().requires_grad_()
     leaves, structure = pytree.tree_flatten(target.outputs(tree.unravel(here, tree.shapes(position)), batch))
