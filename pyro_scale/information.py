@@ -126,8 +126,10 @@ class _Family:
 
     def outputs(self) -> Tensor:
         """`(n, elements, k)`."""
-        free = [self.maps[name].inv(leaf).flatten(2) if leaf.ndim > 2 else self.maps[name].inv(leaf).unsqueeze(-1)
-                for name, leaf in self.moved.items()]
+        free = [
+            self.maps[name].inv(leaf).flatten(2) if leaf.ndim > 2 else self.maps[name].inv(leaf).unsqueeze(-1)
+            for name, leaf in self.moved.items()
+        ]
         return torch.cat(free, -1) if free else self.value.new_zeros(*self.weight.shape, 0)
 
     def at(self, outputs: Tensor) -> Any:

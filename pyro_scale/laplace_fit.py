@@ -112,7 +112,9 @@ def blocks(compiled: CompiledModel, size: int) -> list[Batch]:
 def _normals(shapes: Any, position: Position, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(shape, generator=generator, dtype=position[name].dtype, device="cpu").to(position[name].device)
+        name: torch.randn(shape, generator=generator, dtype=position[name].dtype, device="cpu").to(
+            position[name].device
+        )
         for name, shape in dict(shapes).items()
     }
 

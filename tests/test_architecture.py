@@ -32,8 +32,8 @@ ORDER = [
     "loop", "steps", "draws", "given", "initial", "sample", "gradient_noise", "dense", "products", "newton_cg",
     "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "predict", "inference_data",
     "stored_gaussians", "storage", "groups", "contents", "temperature", "health", "mixing", "assessment", "posterior",
-    "outcome", "files", "module_checks", "parameter_priors", "module_models", "asked", "laplace_fit", "approximate", "inference",
-    "__init__", "__main__",
+    "outcome", "files", "module_checks", "parameter_priors", "module_models", "asked", "fit", "descent",
+    "at_mode", "fit_checks", "laplace_fit", "approximate", "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else

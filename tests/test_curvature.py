@@ -27,7 +27,9 @@ def linearised(request):
     compiled = case.compiled()
     position = compiled.initial_position(1)
     rows, known = torch.arange(sum(BLOCKS)).split(BLOCKS), {}
-    batches = [Linearised(compiled, "ggn", position, list(position), compiled.batch(some), known=known) for some in rows]
+    batches = [
+        Linearised(compiled, "ggn", position, list(position), compiled.batch(some), known=known) for some in rows
+    ]
     return case, position, batches
 
 
@@ -122,9 +124,7 @@ class Places(torch.nn.Module):
 
 def test_shared_weights_are_exact_where_places_are_what_is_observed():
     x, y = normals(7, ROWS, 4, 3), normals(8, ROWS, 4, 2)
-    model = ps.bayesian(
-        Places(), prior=dist.Normal(0.0, 1.0), likelihood=lambda out: dist.Normal(out, 0.5).to_event(2)
-    )
+    model = ps.bayesian(Places(), prior=dist.Normal(0.0, 1.0), likelihood=lambda out: dist.Normal(out, 0.5).to_event(2))
     compiled = ps.compile_model(model, {"x": x, "y": y})
     position = compiled.initial_position(0)
     batch = Linearised(compiled, "ggn", position, list(position), compiled.batch())

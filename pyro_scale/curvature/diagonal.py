@@ -35,7 +35,9 @@ def diagonal(batch: Linearised, names: Sequence[str] | None = None) -> Position:
         gradients = batch.at_layers(layers, outputs, cotangent)
         for edge in {use.edge: None for use in once.values()}:
             if (gradient := gradients[edge]) is not None:
-                squares[edge] = torch.addcmul(squares[edge], gradient, gradient) if edge in squares else gradient.square()
+                squares[edge] = (
+                    torch.addcmul(squares[edge], gradient, gradient) if edge in squares else gradient.square()
+                )
         for name, uses in several.items():
             if any(gradients[use.edge] is not None for use in uses):
                 found[name] += _squares(batch, name, uses, gradients)

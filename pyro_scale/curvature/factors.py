@@ -53,7 +53,9 @@ class Factors(NamedTuple):
 
 
 def _sum(one: Position, other: Position) -> Position:
-    return {name: one[name] + other[name] if name in one and name in other else (one | other)[name] for name in one | other}
+    return {
+        name: one[name] + other[name] if name in one and name in other else (one | other)[name] for name in one | other
+    }
 
 
 def factors(batch: Linearised) -> Factors:

@@ -99,9 +99,7 @@ class Linearised:
         """Gradient in a site of each of some rows, `(n, *site)`."""
         leaf = self.leaves[name]
         found = [
-            use.by_row(gradient, leaf.shape, rows)
-            for use in uses
-            if (gradient := gradients[use.edge]) is not None
+            use.by_row(gradient, leaf.shape, rows) for use in uses if (gradient := gradients[use.edge]) is not None
         ]
         if not found:
             return leaf.new_zeros(len(range(self.num_rows)[rows]), *leaf.shape)

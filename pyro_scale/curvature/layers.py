@@ -271,7 +271,9 @@ READERS: dict[Any, Callable[..., None]] = {
     F.group_norm: _group_norm,
     torch.addmm: _addmm,
     **dict.fromkeys((F.conv1d, F.conv2d, torch.conv1d, torch.conv2d), _conv),
-    **dict.fromkeys((torch.matmul, torch.mm, torch.mv, Tensor.matmul, Tensor.mm, Tensor.mv, Tensor.__matmul__), _matmul),
+    **dict.fromkeys(
+        (torch.matmul, torch.mm, torch.mv, Tensor.matmul, Tensor.mm, Tensor.mv, Tensor.__matmul__), _matmul
+    ),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _add),
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _mul),
 }
