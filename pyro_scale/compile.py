@@ -185,7 +185,7 @@ class CompiledModel:
         }
 
     def information(self, position: Position, batch: Batch) -> dict[str, Information]:
-        """Observed site -> free parameters of its distribution and their Fisher information, by row; or `ModelError`."""
+        """Observed site -> free parameters of its distribution, and their Fisher information; or `ModelError`."""
         rows, found = rows_of_terms(self.structure), self._run(position, batch.data).sites
         return {name: information(found[name], axis) for name, axis in rows.items()}
 
@@ -198,7 +198,9 @@ class CompiledModel:
         rows = self._rows_for(names)
         if not any(self.sites[name].local for name in names):  # no value that is wanted depends on these
             few = len(next(iter(rows.values())))
-            anywhere = self.at_rows(self.structure.position, torch.zeros(few, dtype=torch.long, device=self.data.device))
+            anywhere = self.at_rows(
+                self.structure.position, torch.zeros(few, dtype=torch.long, device=self.data.device)
+            )
             position = {**position, **{name: anywhere[name] for name in self.local}}
         found = self._run(position, rows).sites
         return {name: found[name]["value"] for name in names}

@@ -9,7 +9,7 @@ $S S^\top = F$, and comes
    equality (Kullback (1959), section 2.6), where torch knows that divergence;
 3. else from the Hessian of $-\log p$ at the observed value, without its negative eigenvalues.
 
-In natural parameters of an exponential family the third is the same as the others (Martens (2020), section 9.2).
+In natural parameters of an exponential family the third is the same as the others (Martens (2020), section 9).
 
 References:
     Kullback (1959), Information theory and statistics.
