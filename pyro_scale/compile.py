@@ -13,7 +13,7 @@ from pyro_scale.data import FEW_ROWS, Data, Model, names_of
 from pyro_scale.errors import ArgumentError, MinibatchError
 from pyro_scale.first_runs import check_sites
 from pyro_scale.handlers import FromPosition, FromValues, LatentSource, Run, run
-from pyro_scale.information import information, rows_of_terms
+from pyro_scale.information import information_of, rows_of_terms
 from pyro_scale.outputs import parameters, rebuilt
 from pyro_scale.params import tell_of
 from pyro_scale.plates import batch_size_of, prepare
@@ -187,7 +187,7 @@ class CompiledModel:
     def information(self, position: Position, batch: Batch) -> dict[str, Information]:
         """Observed site -> free parameters of its distribution, and their Fisher information; or `ModelError`."""
         rows, found = rows_of_terms(self.structure), self._run(position, batch.data).sites
-        return {name: information(found[name], axis) for name, axis in rows.items()}
+        return {name: information_of(found[name], axis) for name, axis in rows.items()}
 
     def constrain(self, position: Position, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Values of latent and deterministic sites in the model's own space.

@@ -37,7 +37,7 @@ from pyro_scale.sites import Structure
 from pyro_scale.types import Information
 
 
-def information(site: PyroSite, rows: RowAxis) -> Information:
+def information_of(site: PyroSite, rows: RowAxis) -> Information:
     """The free parameters of a site's distribution, those that need a gradient, and a root of their information.
 
     Args:

@@ -11,11 +11,11 @@ from curvature_cases import BLOCKS, CASES, ROWS, Case, X, normals
 
 import pyro_scale as ps
 from pyro_scale import tree
-from pyro_scale.curvature.dense import dense
-from pyro_scale.curvature.diagonal import diagonal
-from pyro_scale.curvature.factors import factors
+from pyro_scale.curvature.dense import gauss_newton_matrix
+from pyro_scale.curvature.diagonal import gauss_newton_diagonal
+from pyro_scale.curvature.factors import kronecker_factors
 from pyro_scale.curvature.jacobian import Linearised
-from pyro_scale.curvature.products import products
+from pyro_scale.curvature.products import gauss_newton_products
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -49,25 +49,25 @@ def test_monte_carlo_information_is_right_on_average():
         noise[..., column] = 7**0.5
         one = Linearised(compiled, "ggn", position, list(position), batch, noise={"obs": noise})
         assert one.information["obs"].root.shape[-1] == 1
-        total = total + dense(one) / 7
+        total = total + gauss_newton_matrix(one) / 7
     torch.testing.assert_close(total, case.dense(position), rtol=1e-9, atol=1e-10)
 
 
 def test_dense(linearised):
     case, position, batches = linearised
-    torch.testing.assert_close(sum(map(dense, batches)), case.dense(position), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(sum(map(gauss_newton_matrix, batches)), case.dense(position), rtol=1e-9, atol=1e-10)
 
 
 def test_diagonal(linearised):
     case, position, batches = linearised
-    found = reduce(lambda one, other: tree.map(torch.add, one, other), map(diagonal, batches))
+    found = reduce(lambda one, other: tree.map(torch.add, one, other), map(gauss_newton_diagonal, batches))
     torch.testing.assert_close(tree.ravel(found), case.dense(position).diagonal(), rtol=1e-9, atol=1e-10)
 
 
 def test_products(linearised):
     case, position, batches = linearised
     vectors = torch.randn(3, tree.size(position), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = sum(products(batch, vectors) for batch in batches)
+    found = sum(gauss_newton_products(batch, vectors) for batch in batches)
     torch.testing.assert_close(found, vectors @ case.dense(position), rtol=1e-9, atol=1e-10)
 
 
@@ -75,7 +75,7 @@ def test_factors_of_one_row_are_exact_where_a_layer_meets_it_once(linearised):
     case, position, batches = linearised
     rows = case.rows(position)[BLOCKS[0]].flatten(0, 1)  # the batch of one row
     row = rows.T @ rows
-    found, first = factors(batches[1]), 0
+    found, first = kronecker_factors(batches[1]), 0
     for name, leaf in position.items():
         block = row[first : first + leaf.numel(), first : first + leaf.numel()]
         first += leaf.numel()
@@ -94,7 +94,7 @@ def test_factors_of_a_network():
     compiled, rows = case.compiled(), torch.arange(sum(BLOCKS)).split(BLOCKS)
     position = compiled.initial_position(1)
     batches = [Linearised(compiled, "ggn", position, list(position), compiled.batch(some)) for some in rows]
-    found = reduce(lambda one, other: one + other, map(factors, batches))
+    found = reduce(lambda one, other: one + other, map(kronecker_factors, batches))
     hidden = torch.tanh(X @ position["0.weight"].T + position["0.bias"])
     matrix, first = case.dense(position), {}
     start = 0
@@ -128,7 +128,7 @@ def test_shared_weights_are_exact_where_places_are_what_is_observed():
     compiled = ps.compile_model(model, {"x": x, "y": y})
     position = compiled.initial_position(0)
     batch = Linearised(compiled, "ggn", position, list(position), compiled.batch())
-    found, matrix = factors(batch), dense(batch)
+    found, matrix = kronecker_factors(batch), gauss_newton_matrix(batch)
     block = torch.kron(found.first["each.weight"], found.second["each.weight"]) / found.places["each.weight"]
     torch.testing.assert_close(block, matrix[:6, :6])
     torch.testing.assert_close(found.first["each.bias"], matrix[6:, 6:])

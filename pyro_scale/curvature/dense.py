@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_scale.curvature.jacobian import Linearised
 
 
-def dense(batch: Linearised) -> Tensor:
+def gauss_newton_matrix(batch: Linearised) -> Tensor:
     r"""$\sum_n \sum_c J_n^\top S_{n,c} S_{n,c}^\top J_n$, unscaled; `(d, d)` in the order of the sites."""
     size = sum(leaf.numel() for leaf in batch.leaves.values())
     first = next(iter(batch.leaves.values()))

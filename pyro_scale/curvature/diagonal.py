@@ -17,7 +17,7 @@ AT_ONCE = 2**24
 """Numbers of the gradients of rows that are held at once."""
 
 
-def diagonal(batch: Linearised, names: Sequence[str] | None = None) -> Position:
+def gauss_newton_diagonal(batch: Linearised, names: Sequence[str] | None = None) -> Position:
     r"""$\sum_n \sum_c (J_n^\top S_{n,c})^2$, unscaled; leaves as those of the sites.
 
     `names` are those that are wanted, None for all.

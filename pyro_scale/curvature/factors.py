@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_scale.curvature.diagonal import diagonal
+from pyro_scale.curvature.diagonal import gauss_newton_diagonal
 from pyro_scale.curvature.jacobian import Linearised
 from pyro_scale.curvature.layers import Elementwise, Linear, Use
 from pyro_scale.types import Position
@@ -58,7 +58,7 @@ def _sum(one: Position, other: Position) -> Position:
     }
 
 
-def factors(batch: Linearised) -> Factors:
+def kronecker_factors(batch: Linearised) -> Factors:
     """Of the rows of a batch."""
     layers = {name: uses for name, uses in batch.explained.items() if _has_factors(uses)}
     gradients: Position = {}
@@ -84,7 +84,7 @@ def factors(batch: Linearised) -> Factors:
         result.places[name] = torch.tensor(number)
     small = [name for name in batch.others if batch.leaves[name].numel() <= SMALL]
     result.first.update(_dense_blocks(batch, small))
-    result.diagonal.update(diagonal(batch, [name for name in batch.leaves if name not in result.first]))
+    result.diagonal.update(gauss_newton_diagonal(batch, [name for name in batch.leaves if name not in result.first]))
     return result
 
 

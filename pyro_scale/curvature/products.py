@@ -9,7 +9,7 @@ from pyro_scale import tree
 from pyro_scale.curvature.jacobian import Linearised, columns
 
 
-def products(batch: Linearised, vectors: Tensor) -> Tensor:
+def gauss_newton_products(batch: Linearised, vectors: Tensor) -> Tensor:
     r"""$\sum_n J_n^\top S_n S_n^\top J_n v$, unscaled, of vectors `(k, d)` in the order of the sites, `(k, d)`.
 
     J v comes from the product with the transpose, which is differentiated in what it is multiplied by.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_scale import tree
-from pyro_scale.curvature.dense import dense
+from pyro_scale.curvature.dense import gauss_newton_matrix
 from pyro_scale.curvature.jacobian import Linearised
 from pyro_scale.errors import ArgumentError
 from pyro_scale.gaussians.dense import DenseGaussian
@@ -152,7 +152,7 @@ def update(
         added = likelihood_curvature(target, state.position, state.names, batch).dense()
     else:
         linearised = Linearised(target, curvature, state.position, state.names, batch, known=known)
-        added, clamped = dense(linearised), linearised.clamped
+        added, clamped = gauss_newton_matrix(linearised), linearised.clamped
     with torch.no_grad():
         value = target(state.position, batch)
     state = state._replace(matrix=state.matrix + added, rows=state.rows + len(batch.indices))

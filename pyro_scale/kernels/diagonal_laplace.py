@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_scale import tree
-from pyro_scale.curvature.diagonal import diagonal
+from pyro_scale.curvature.diagonal import gauss_newton_diagonal
 from pyro_scale.curvature.jacobian import Linearised
 from pyro_scale.gaussians.diagonal import DiagonalGaussian
 from pyro_scale.kernels.laplace import (
@@ -140,7 +140,7 @@ def update(
         added = tree.unravel(found, tree.shapes(state.diagonal))
     else:
         linearised = Linearised(target, curvature, state.position, names, batch, known=known)
-        added, clamped = diagonal(linearised), linearised.clamped
+        added, clamped = gauss_newton_diagonal(linearised), linearised.clamped
     total = tree.map(torch.add, state.diagonal, added)
     with torch.no_grad():
         value = target(state.position, batch)

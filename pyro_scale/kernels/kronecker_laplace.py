@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_scale import tree
-from pyro_scale.curvature.factors import Factors, factors
+from pyro_scale.curvature.factors import Factors, kronecker_factors
 from pyro_scale.curvature.jacobian import Linearised
 from pyro_scale.gaussians.kronecker import Block, KroneckerGaussian
 from pyro_scale.kernels.laplace import (
@@ -136,7 +136,7 @@ def update(
 ) -> tuple[KroneckerLaplaceState, Info]:
     """Adds the factors of some rows; the position stays."""
     linearised = Linearised(target, curvature, state.position, state.names, batch, known=known)
-    added = state.factors + factors(linearised)
+    added = state.factors + kronecker_factors(linearised)
     with torch.no_grad():
         value = target(state.position, batch)
     return state._replace(factors=added, rows=state.rows + len(batch.indices)), Info(value, linearised.clamped)

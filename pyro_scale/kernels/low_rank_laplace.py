@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.checks import check_count
 from pyro_scale.curvature.jacobian import Linearised
-from pyro_scale.curvature.products import products
+from pyro_scale.curvature.products import gauss_newton_products
 from pyro_scale.errors import ModelError
 from pyro_scale.gaussians.low_rank import LowRankGaussian
 from pyro_scale.kernels.laplace import (
@@ -186,7 +186,7 @@ def update(
         added = likelihood_curvature(target, state.position, state.names, batch)(vectors)
     else:
         linearised = Linearised(target, curvature, state.position, state.names, batch, known=known)
-        added, clamped = products(linearised, vectors), linearised.clamped
+        added, clamped = gauss_newton_products(linearised, vectors), linearised.clamped
     with torch.no_grad():
         value = target(state.position, batch)
     product = state.product + added * state.units
