@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -134,3 +135,25 @@ def test_shared_weights_are_exact_where_places_are_what_is_observed():
     torch.testing.assert_close(found.first["each.bias"], matrix[6:, 6:])
     inputs = x.flatten(0, 1)
     torch.testing.assert_close(block, torch.kron(4 * torch.eye(2, dtype=torch.float64), inputs.T @ inputs))
+
+
+def test_weights_and_masks_of_observations_count():
+    """A scale of each row, a mask in the model, and one on the distribution of two numbers a row."""
+    scale, mask = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64), torch.arange(ROWS) % 3 > 0
+    inner = torch.stack([torch.arange(ROWS) % 2 > 0, torch.arange(ROWS) > 4], -1)
+
+    def model(x, scale, mask, inner, y, z):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=scale), pyro.poutine.mask(mask=mask):
+            pyro.sample("one", dist.Normal(x @ w, 0.5), obs=y)
+            both = torch.stack([x @ w, 2 * (x @ w)], -1)
+            pyro.sample("two", dist.Normal(both, 2.0).mask(inner).to_event(1), obs=z)
+
+    data = {"x": X, "scale": scale, "mask": mask, "inner": inner, "y": normals(1, ROWS), "z": normals(2, ROWS, 2)}
+    compiled = ps.compile_model(model, data)
+    position = compiled.initial_position(0)
+    each = 4 + (inner * torch.tensor([1.0, 4.0])).sum(1) / 4
+    expected = X.T @ ((scale * mask * each)[:, None] * X)
+    for batch in (compiled.batch(), compiled.batch(torch.arange(ROWS))):
+        found = gauss_newton_matrix(Linearised(compiled, "ggn", position, ["w"], batch))
+        torch.testing.assert_close(found, expected)
