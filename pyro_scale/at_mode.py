@@ -108,7 +108,7 @@ def prior_mode(compiled: CompiledModel, start: Position) -> Position:
 
     def log_prior(position: Position, batch: Batch) -> Tensor:
         value: Tensor = compiled.log_prior(position)
-        return value
+        return value + 0 * tree.ravel(position).sum()  # a flat prior has a gradient too
 
     everything = Batch({}, torch.zeros(1, dtype=torch.long), 1.0)
     found = newton(log_prior, [everything], start)

@@ -48,7 +48,7 @@ class DenseVI:
         temperature: 1 is the evidence lower bound; below 1 q is narrower, at 0 without end; a number or schedule; >= 0.
         initial_sd: q at the start, in unconstrained coordinates: sds, as a number or a tree by site, or the lower
             triangle of a covariance in the order of the sites, `(d, d)`; > 0. None is what the curvature at the mode
-            says, or `num_data**-0.5` with a step_size of one's own.
+            says, or `num_data**-0.5` with a step_size of one's own: from too wide a start Adam is slow for long.
 
     Raises:
         ArgumentError: a setting or num_data is out of its range or not a number.

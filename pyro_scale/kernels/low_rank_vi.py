@@ -51,7 +51,8 @@ class LowRankVI:
         stick_the_landing: whether the gradient leaves out the score of q, whose mean is 0.
         temperature: 1 is the evidence lower bound; below 1 q is narrower, at 0 without end; a number or schedule; >= 0.
         initial_sd: sds of q at the start, in unconstrained coordinates: a number, or a tree by site; > 0. None is what
-            the curvature at the mode says, or `num_data**-0.5` with a step_size of one's own.
+            the curvature at the mode says, or `num_data**-0.5` with a step_size of one's own: from too wide a start
+            Adam is slow for long.
 
     Raises:
         ArgumentError: a setting or num_data is out of its range or not a number.
