@@ -24,7 +24,7 @@ from pyro_scale.gaussians import sample
 from pyro_scale.health import of_ending
 from pyro_scale.hessian import row_blocks
 from pyro_scale.initial import initial_positions
-from pyro_scale.laplace_fit import LaplaceFit, laplace_at
+from pyro_scale.laplace_fit import LaplaceFit, laplace_at, refuse
 from pyro_scale.loaders import Streamed
 from pyro_scale.local import UNCHANGED
 from pyro_scale.outcome import judge
@@ -56,6 +56,8 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
     start = initial_positions(compiled, request.initial, seeds[6:])
     seconds = {"prepare": time.perf_counter() - began}
     one = tree.map(lambda leaf: leaf[0], start)
+    if hasattr(kernel, "approximate"):
+        refuse(compiled, kernel, one)
     if fitting.one_pass:
         fit = passed(compiled, kernel, prior_mode(compiled, one), seeds[0], request)
         return _posterior(compiled, kernel, fitting, fit, seeds[1], request, {**seconds, **fit.seconds})
@@ -79,7 +81,12 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
     around = None
     if asked is not kernel:
         began = time.perf_counter()
-        around = laplace_at(compiled, asked, tree.map(lambda leaf: leaf[0], fit.position), seeds[5])
+        try:
+            around = laplace_at(compiled, asked, tree.map(lambda leaf: leaf[0], fit.position), seeds[5])
+        except Exception as error:  # the climb is not lost
+            error.posterior = _posterior(compiled, kernel, fitting, fit, seeds[1], request, seconds)  # type: ignore[attr-defined]
+            logger.error("The error's `posterior` holds the mode.")
+            raise
         fit, seconds["curvature"] = fit._replace(gaussian=around.gaussian), time.perf_counter() - began
     return _posterior(compiled, asked, fitting, fit, seeds[1], request, seconds, around)
 

@@ -9,7 +9,7 @@ $S S^\top = F$, and comes
    equality (Kullback (1959), section 2.6), where torch knows that divergence;
 3. else from the Hessian of $-\log p$ at the observed value, without its negative eigenvalues.
 
-In natural parameters of an exponential family the third is the same as the others (Martens (2020), section 9.2).
+In natural parameters of an exponential family the third is the same as the others (Martens (2020), section 9).
 
 References:
     Kullback (1959), Information theory and statistics.
@@ -191,7 +191,8 @@ def _root(family: _Family, outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_values(family: _Family, outputs: Tensor) -> Tensor:
-    values = family.at(outputs).enumerate_support()
+    values = family.fn.enumerate_support(expand=False)
+    values = values.reshape(len(values), 1, 1, *family.fn.event_shape)
     free = outputs.expand(len(values), *outputs.shape).clone().requires_grad_()
     log_prob = family.at(free).log_prob(values)
     (scores,) = torch.autograd.grad(log_prob.sum(), free)

@@ -1,10 +1,13 @@
 r"""A pass over all rows at a mode, from which Laplace's approximation and the evidence follow.
 
-The evidence is that of the normal distribution, MacKay (1992), equation 4.6: with d coordinates,
+The evidence is that of the normal distribution, MacKay (1992): with d coordinates,
 
 $$\log p(y) \approx \log p(y \mid \hat\theta) + \log p(\hat\theta) + \frac{d}{2} \log 2\pi + \frac12 \log\det\Sigma ,$$
 
 densities being those of the unconstrained coordinates. Sites that are held count with their prior density.
+
+References:
+    MacKay (1992), A practical Bayesian framework for backpropagation networks, Neural Computation.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 
 from pyro_scale import tree
 from pyro_scale.compile import CompiledModel
+from pyro_scale.curvature.jacobian import check_rows
 from pyro_scale.errors import ArgumentError, MinibatchError, NonFiniteError
 from pyro_scale.gaussians.normals import sum_of_squares
 from pyro_scale.health import Check, at_most
@@ -55,11 +59,12 @@ def laplace_at(compiled: CompiledModel, kernel: Any, position: Position, seed: i
         seed: of what is random in a structure.
 
     Raises:
-        ArgumentError: the rows are those of a loader.
+        ArgumentError: no site is chosen, there are too many coordinates, or the rows are those of a loader.
         MinibatchError: sites have a value for each row, and the rows come in minibatches.
         ModelError: the likelihood has no such curvature, or the posterior is flat.
         NonFiniteError: log posterior or gradient are not finite at the position.
     """
+    refuse(compiled, kernel, position)
     batches = blocks(compiled, tree.size(position))
     rows = AllRows(compiled, batches, position)
     gradient, value = rows.gradient(tree.ravel(position))
@@ -69,9 +74,9 @@ def laplace_at(compiled: CompiledModel, kernel: Any, position: Position, seed: i
             f"{compiled.blame(position, batches[0])}"
         )
     bound = kernel.bind(compiled, compiled.num_data)
-    noise = _normals(bound.noise_shape(position), position, seed)
-    for number in range(getattr(kernel, "passes", 1)):
-        if number:
+    noise, state, clamped = _normals(bound.noise_shape(position), position, seed), None, 0
+    for _ in range(getattr(kernel, "passes", 1)):
+        if state is not None:
             shapes = {name: position[name].shape for name in state.names}
             noise = tree.unravel(kernel.product(compiled, compiled.num_data, state), shapes)
         state, clamped = bound.init(position, noise), 0
@@ -91,19 +96,39 @@ def laplace_at(compiled: CompiledModel, kernel: Any, position: Position, seed: i
     return LaplaceFit(found.gaussian, evidence, norm, checks)
 
 
-def blocks(compiled: CompiledModel, size: int) -> list[Batch]:
-    """All rows once, in blocks where the model allows; refuses rows that cannot be had so."""
+def refuse(compiled: CompiledModel, kernel: Any, position: Position) -> None:
+    """Raises what `laplace_at` would, as far as it can be told before a mode is known.
+
+    Raises:
+        ArgumentError, MinibatchError, ModelError: as `laplace_at`.
+    """
+    kernel.chosen(position)
     if isinstance(compiled.data, Streamed):
         raise ArgumentError(
-            "Laplace's approximation goes over all rows at the mode, and a DataLoader brings them once an epoch, shuffled. "
-            "Pass the data as tensors, or memory-mapped arrays, and a batch_size."
+            "Laplace's approximation goes over all rows at the mode, and a DataLoader brings them shuffled, batch by "
+            "batch. Pass the data as tensors, or memory-mapped arrays, and a batch_size."
         )
     if compiled.local and compiled.batch_size is not None:
         raise MinibatchError(
             f"Site '{min(compiled.local)}' has a value for each row, and Laplace's approximation is one of all rows at "
             "once. Use batch_size=None, or method='vi_diag', which goes through minibatches."
         )
-    if compiled.structure.minibatch_error is not None or compiled.local:
+    few = None if _at_once(compiled) else torch.arange(min(2, compiled.num_data), device="cpu")
+    rows = compiled.num_data if few is None else len(few)
+    with torch.no_grad():
+        if kernel.curvature == "ggn":
+            compiled.information(position, compiled.batch(few))
+        elif kernel.curvature == "fisher":
+            check_rows(compiled.log_likelihood(position, compiled.batch(few)), rows)
+
+
+def _at_once(compiled: CompiledModel) -> bool:
+    return compiled.structure.minibatch_error is not None or bool(compiled.local)
+
+
+def blocks(compiled: CompiledModel, size: int) -> list[Batch]:
+    """All rows once, in blocks where the model allows."""
+    if _at_once(compiled):
         return [compiled.batch()]
     number = max(compiled.batch_size or 0, min(MOST_ROWS, BLOCK_NUMBERS // size), LEAST_ROWS)
     return [compiled.batch(some) for some in torch.arange(compiled.num_data, device="cpu").split(number)]
@@ -136,8 +161,9 @@ def _of_mode(away: float, norm: float) -> Check:
 def _of_precision(clamped: dict[str, int]) -> list[Check]:
     sites = ", ".join(f"'{name}' ({number})" for name, number in clamped.items())
     remedy = (
-        f"the precision was not positive in directions of {sites}; its absolute value stands there. The position is no "
-        "maximum, or the prior is not log-concave: raise warmup_steps, or use curvature='ggn'."
+        f"the precision was not positive in directions of {sites}; its absolute value stands there, or the smallest "
+        "that can be told from 0. Neither prior nor rows say how wide they are, or the position is no maximum: give "
+        "proper priors, raise warmup_steps, or use curvature='ggn'."
     )
     return [at_most("directions without positive precision", sum(clamped.values()), 0, "", remedy)] if clamped else []
 

@@ -31,7 +31,8 @@ def parameters(site: PyroSite) -> dict[str, Tensor]:
     if not names:
         raise ModelError(
             f"Site '{site['name']}' is {type(fn).__name__}, which does not name its parameters, so that its outputs "
-            "cannot be told. Use log_likelihood (curvature='fisher' or 'hessian'), or a distribution with arg_constraints."
+            "cannot be told. Use log_likelihood (curvature='fisher' or 'hessian'), or a distribution with "
+            "arg_constraints."
         )
     return {name: getattr(fn, name) for name in names}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import reduce
 
-import pytest
 import pyro.distributions as dist
+import pytest
 import torch
 from curvature_cases import BLOCKS, CASES, ROWS, Case, X, normals
 

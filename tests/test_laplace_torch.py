@@ -1,4 +1,4 @@
-"""Laplace's approximation against laplace-torch 0.3: its figures are in laplace_torch.json, see laplace_torch_figures.py."""
+"""Laplace's approximation against laplace-torch 0.3, whose figures laplace_torch_figures.py writes."""
 
 from __future__ import annotations
 

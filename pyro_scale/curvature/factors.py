@@ -1,11 +1,11 @@
 r"""Kronecker factors of a generalised Gauss-Newton matrix, site by site.
 
-The matrix W of a linear layer $z = W a$ gets $A \otimes B$ with A the mean of $a a^\top$ and B the sum of $g g^\top$ over rows:
-inputs and gradients are taken for independent (Martens & Grosse (2015), section 3.1). Where R places of a row share
-the weight, as in a convolution or along a sequence, each place counts as a row of its own: A is the mean and B the sum over
-places too, which is exact for a deep linear network whose places are the rows of the loss, and else leaves out how the
-places of a row are correlated ("KFAC-expand" of Eschenhagen et al. (2023), section 3.2.1). A bias has B alone. Other sites
-are dense up to `SMALL` coordinates, and diagonal beyond; both are exact.
+The matrix W of a linear layer $z = W a$ gets $A \otimes B$, with A the mean of $a a^\top$ and B the sum of $g g^\top$
+over rows: inputs and gradients are taken for independent (Martens & Grosse (2015), section 3). Where R places of a row
+share the weight, as in a convolution or along a sequence, each place counts as a row of its own: A is the mean and B
+the sum over places too ("KFAC-expand" of Eschenhagen et al. (2023)). That is exact for a linear layer whose result is
+observed at each place with a normal error; else it leaves out how the places of a row are correlated. A bias has B
+alone. Other sites are dense up to `SMALL` coordinates, and diagonal beyond; both are exact.
 
 References:
     Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored approximate curvature, ICML.

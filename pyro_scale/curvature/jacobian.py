@@ -2,8 +2,8 @@ r"""The likelihood of a batch, linearised: $\sum_n J_n^\top S_n S_n^\top J_n$ wi
 
 J is the Jacobian of the outputs of a row in the position, and S a root of what the row tells about its outputs; their
 product is a generalised Gauss-Newton matrix, or Fisher's information (Martens (2020), section 8). A column c of S has a
-gradient $J_n^\top S_{n,c}$ at each row. Sites that layers use give it by what goes into a layer and the gradient of what
-comes out, for all rows by one pass backward. The Jacobian in the other sites is formed a coordinate at a time.
+gradient $J_n^\top S_{n,c}$ at each row. Sites that layers use give it by what goes into a layer and the gradient of
+what comes out, for all rows by one pass backward. The Jacobian in the other sites is formed a coordinate at a time.
 
 References:
     Martens (2020), New insights and perspectives on the natural gradient method, JMLR.
@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from pyro_scale.curvature.layers import Linear, Use, Watch
+from pyro_scale.curvature.layers import Linear, Use
+from pyro_scale.curvature.watching import Watch
 from pyro_scale.errors import ModelError
 from pyro_scale.types import Batch, CurvatureTarget, Information, Position
 
@@ -176,10 +177,11 @@ class Linearised:
 
 def columns(gradient: Tensor, dual: Tensor, directions: Tensor) -> Tensor:
     """Jacobian of the gradient in the dual, times directions, `(number, *dual)`."""
+    options: dict[str, bool] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     if len(directions) > FEW:
         with suppress(RuntimeError):  # an operation that takes no batch of directions
-            return torch.autograd.grad(gradient, dual, directions, retain_graph=True, is_grads_batched=True)[0]
-    return torch.stack([torch.autograd.grad(gradient, dual, one, retain_graph=True)[0] for one in directions])
+            return torch.autograd.grad(gradient, dual, directions, is_grads_batched=True, **options)[0]
+    return torch.stack([torch.autograd.grad(gradient, dual, one, **options)[0] for one in directions])
 
 
 def _expected(target: CurvatureTarget, position: Position, batch: Batch) -> dict[str, Information]:
@@ -190,15 +192,20 @@ def _observed(target: CurvatureTarget, position: Position, batch: Batch) -> dict
     """The log-likelihood of each row is its output."""
     terms = target.log_likelihood(position, batch)
     rows = len(batch.indices)
+    check_rows(terms, rows)
+    total = torch.stack(list(terms.values())).sum(0).reshape(rows, 1, 1)
+    none = torch.zeros((), dtype=torch.long, device=total.device)
+    return {"": Information(total, torch.ones_like(total).unsqueeze(-1).detach(), none)}
+
+
+def check_rows(terms: Mapping[str, Tensor], rows: int) -> None:
+    """Raises `ModelError` unless each row has a log-likelihood of its own."""
     for name, term in terms.items():
         if len(term) != rows:
             raise ModelError(
                 f"Site '{name}' has one log density for all rows, so that the gradients of rows are not known. Use "
                 "curvature='hessian'."
             )
-    total = torch.stack(list(terms.values())).sum(0).reshape(rows, 1, 1)
-    none = torch.zeros((), dtype=torch.long, device=total.device)
-    return {"": Information(total, torch.ones_like(total).unsqueeze(-1).detach(), none)}
 
 
 OUTPUTS = {"ggn": _expected, "fisher": _observed}

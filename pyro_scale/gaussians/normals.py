@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_scale import tree
 from pyro_scale.checks import check_count
 from pyro_scale.types import Gaussian, Position
 

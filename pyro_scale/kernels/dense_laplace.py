@@ -3,7 +3,7 @@ r"""Laplace's approximation with the full precision; for some thousand coordinat
 $$p(\theta \mid y) \approx N(\hat\theta, T \Lambda^{-1}), \qquad
 \Lambda = -\nabla^2 \log p(\hat\theta) + \sum_n J_n^\top H_n J_n :$$
 
-MacKay (1992), section 3; with a normal likelihood of linear outputs and a normal prior it is the posterior.
+MacKay (1992); with a normal likelihood of linear outputs and a normal prior it is the posterior.
 
 References:
     MacKay (1992), A practical Bayesian framework for backpropagation networks, Neural Computation.
@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -76,7 +76,7 @@ class DenseLaplace:
     curvature: str = "ggn"
     sites: Sites = None
     temperature: float = 1.0
-    optimizer: MAP = MAP()
+    optimizer: MAP = field(default_factory=MAP)
 
     def __post_init__(self) -> None:
         check_settings(self, CURVATURES)
@@ -84,6 +84,10 @@ class DenseLaplace:
     def fitting(self, num_chains: int) -> Fitting:
         """That of its optimiser."""
         return self.optimizer.fitting(num_chains)
+
+    def chosen(self, position: Position) -> list[str]:
+        """The sites that are normal; raises `ArgumentError` where there are none, or too many coordinates."""
+        return checked_sites(self.sites, position)
 
     def bind(self, target: Any, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
@@ -115,6 +119,14 @@ class DenseLaplaceState(NamedTuple):
 
 def init(sites: Sites, position: Position, noise: Any) -> DenseLaplaceState:
     """At a mode, no row seen yet."""
+    names = checked_sites(sites, position)
+    size = sum(position[name].numel() for name in names)
+    matrix = position[names[0]].new_zeros(size, size)
+    return DenseLaplaceState(position, names, matrix, torch.zeros((), dtype=torch.long))
+
+
+def checked_sites(sites: Sites, position: Position) -> list[str]:
+    """The chosen sites, if they are not too large."""
     names = chosen_sites("DenseLaplace", sites, position)
     size = sum(position[name].numel() for name in names)
     if size > MOST_COORDINATES:
@@ -122,8 +134,7 @@ def init(sites: Sites, position: Position, noise: Any) -> DenseLaplaceState:
             f"DenseLaplace: {size:,} coordinates make matrices too large; at most {MOST_COORDINATES:,}. Use "
             "'laplace_kfac', 'laplace_lowrank' or 'laplace_diag', or fewer sites=."
         )
-    matrix = position[names[0]].new_zeros(size, size)
-    return DenseLaplaceState(position, names, matrix, torch.zeros((), dtype=torch.long))
+    return names
 
 
 def update(

@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -46,8 +46,8 @@ class DiagonalLaplace:
 
     Args:
         curvature: of the log-likelihood. "ggn": the generalised Gauss-Newton matrix, positive and the Hessian where the
-            outputs are linear; "fisher": the empirical Fisher information, sums of squared gradients of rows; "hessian":
-            itself, by a product a coordinate.
+            outputs are linear; "fisher": the empirical Fisher information, sums of squared gradients of rows;
+            "hessian": itself, by a product a coordinate.
         sites: names or patterns of the latent sites that are normal, as "4.*" for a last layer; the others are held at
             the mode. None for all.
         temperature: the posterior to the power 1 / temperature is approximated; > 0.
@@ -76,7 +76,7 @@ class DiagonalLaplace:
     curvature: str = "ggn"
     sites: Sites = None
     temperature: float = 1.0
-    optimizer: MAP = MAP()
+    optimizer: MAP = field(default_factory=MAP)
 
     def __post_init__(self) -> None:
         check_settings(self, CURVATURES)
@@ -84,6 +84,10 @@ class DiagonalLaplace:
     def fitting(self, num_chains: int) -> Fitting:
         """That of its optimiser."""
         return self.optimizer.fitting(num_chains)
+
+    def chosen(self, position: Position) -> list[str]:
+        """The sites that are normal; raises `ArgumentError` where there are none."""
+        return chosen_sites("DiagonalLaplace", self.sites, position)
 
     def bind(self, target: Any, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
@@ -96,8 +100,8 @@ class DiagonalLaplace:
 
     def approximate(self, target: Any, num_data: int, state: DiagonalLaplaceState) -> Approximation:
         """The normal distribution around the position of a state that has seen some rows, best all."""
-        prior = prior_curvature(target, state.position, list(state.diagonal)).diagonal()
-        prior = tree.unravel(prior, tree.shapes(state.diagonal))
+        found = prior_curvature(target, state.position, list(state.diagonal)).diagonal()
+        prior = tree.unravel(found, tree.shapes(state.diagonal))
         scale = of_all_rows(num_data, state.rows)
         precision, clamped = positive("DiagonalLaplace", tree.map(lambda p, h: p + scale * h, prior, state.diagonal))
         sd = tree.map(lambda leaf: (self.temperature / leaf).sqrt(), precision)

@@ -2,7 +2,7 @@ r"""Laplace's approximation with Kronecker factors: sites are independent, a lay
 
 The precision of the matrix of a layer is $A \otimes B + \Delta$, with A the mean of its inputs' outer products, B the
 sum of the outer products of its outputs' gradients (KFAC-expand where a weight is shared: `curvature/factors.py`), and
-$\Delta$ the prior's: Ritter, Botev & Barber (2018), section 3.1. With $Q_A, Q_B$ their eigenvectors it is taken as
+$\Delta$ the prior's: Ritter, Botev & Barber (2018), section 3. With $Q_A, Q_B$ their eigenvectors it is taken as
 diagonal in $Q_A \otimes Q_B$,
 
 $$E = a b^\top + (Q_A \circ Q_A)^\top \Delta \, (Q_B \circ Q_B),$$
@@ -16,7 +16,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -77,7 +77,7 @@ class KroneckerLaplace:
     curvature: str = "ggn"
     sites: Sites = None
     temperature: float = 1.0
-    optimizer: MAP = MAP()
+    optimizer: MAP = field(default_factory=MAP)
 
     def __post_init__(self) -> None:
         check_settings(self, CURVATURES)
@@ -85,6 +85,10 @@ class KroneckerLaplace:
     def fitting(self, num_chains: int) -> Fitting:
         """That of its optimiser."""
         return self.optimizer.fitting(num_chains)
+
+    def chosen(self, position: Position) -> list[str]:
+        """The sites that are normal; raises `ArgumentError` where there are none."""
+        return chosen_sites("KroneckerLaplace", self.sites, position)
 
     def bind(self, target: Any, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""

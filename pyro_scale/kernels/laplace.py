@@ -1,7 +1,7 @@
 r"""What the Laplace approximations have in common: whose curvature, in which sites, at which temperature.
 
 With the mode $\hat\theta$ of the log posterior and its negative Hessian $\Lambda$ there, the posterior is about
-$N(\hat\theta, T \Lambda^{-1})$ (MacKay (1992), section 3). $\Lambda$ is the negative Hessian of the log prior, Jacobian
+$N(\hat\theta, T \Lambda^{-1})$ (MacKay (1992)). $\Lambda$ is the negative Hessian of the log prior, Jacobian
 included, exactly, and a curvature of the log-likelihood of all rows, of which the structures differ: `curvature/`.
 
 References:
@@ -69,7 +69,11 @@ def check_settings(kernel: Any, known: Sequence[str]) -> None:
 
 
 def chosen_sites(owner: str, sites: Sites, position: Position) -> list[str]:
-    """The sites that patterns name, in the order of the position; all for None."""
+    """The sites that patterns name, in the order of the position; all for None.
+
+    Raises:
+        ArgumentError: a pattern matches none.
+    """
     if sites is None:
         return list(position)
     patterns = [sites] if isinstance(sites, str) else list(sites)
@@ -130,7 +134,8 @@ def positive(owner: str, values: Position) -> tuple[Position, dict[str, int]]:
 def heaviest(vectors: Tensor, shapes: dict[str, Any]) -> dict[str, int]:
     """Site -> of how many directions, columns of `(d, n)`, it has the largest part."""
     parts = torch.stack([part.square().sum(0) for part in vectors.split([s.numel() for s in shapes.values()])])
-    names, found = list(shapes), {}
+    names: list[str] = list(shapes)
+    found: dict[str, int] = {}
     for index in parts.argmax(0).tolist():
         found[names[index]] = found.get(names[index], 0) + 1
     return found

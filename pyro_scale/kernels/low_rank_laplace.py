@@ -1,8 +1,8 @@
 r"""Laplace's approximation with a diagonal precision but for a few directions, those that the rows tell most of.
 
-In units of the prior, $u = \Lambda_0^{-1/2}$ of the diagonal $\Lambda_0$ of its precision, what is left of the precision
-is $u \Lambda u = I + M$. The largest eigenvalues of M and their directions V are found by subspace iteration from random
-vectors: Halko, Martinsson & Tropp (2011), algorithms 4.4 and 5.3. With all directions kept it is the dense
+In units of the prior, $u = \Lambda_0^{-1/2}$ of the diagonal $\Lambda_0$ of its precision, what is left of the
+precision is $u \Lambda u = I + M$. The largest eigenvalues of M and their directions V are found by subspace iteration
+from random vectors: Halko, Martinsson & Tropp (2011), algorithms 4.4 and 5.3. With all directions kept it is the dense
 approximation; directions that are left out are as wide as the prior has them.
 
 References:
@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -81,7 +81,7 @@ class LowRankLaplace:
     sites: Sites = None
     temperature: float = 1.0
     passes: int = 3
-    optimizer: MAP = MAP()
+    optimizer: MAP = field(default_factory=MAP)
 
     def __post_init__(self) -> None:
         check_settings(self, CURVATURES)
@@ -91,6 +91,10 @@ class LowRankLaplace:
     def fitting(self, num_chains: int) -> Fitting:
         """That of its optimiser."""
         return self.optimizer.fitting(num_chains)
+
+    def chosen(self, position: Position) -> list[str]:
+        """The sites that are normal; raises `ArgumentError` where there are none."""
+        return chosen_sites("LowRankLaplace", self.sites, position)
 
     def bind(self, target: Any, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
@@ -155,9 +159,10 @@ def init(target: Any, sites: Sites, position: Position, noise: Position) -> LowR
     prior = tree.unravel(prior_curvature(target, position, names).diagonal(), shapes)
     precision, negative = positive("LowRankLaplace", prior)
     if negative:
+        name = min(negative)
         raise ModelError(
-            f"LowRankLaplace: the log prior of site '{min(negative)}' is not concave at the mode ({negative[min(negative)]} "
-            "directions), so that it gives no width to the directions that are left out. Use 'laplace_dense', "
+            f"LowRankLaplace: the log prior of site '{name}' is not concave at the mode ({negative[name]} directions), "
+            "so that it gives no width to the directions that are left out. Use 'laplace_dense', "
             "'laplace_kfac' or 'laplace_diag'."
         )
     basis, _ = torch.linalg.qr(tree.flat(noise, shapes).T)
