@@ -1,7 +1,7 @@
 r"""What a batch tells an extended Kalman filter: its gradient, and a root R of its information.
 
-$R^\top R = \sum_n J_n^\top F_n J_n$ over the rows, each once. J is the Jacobian of the outputs of a row, the free parameters of its distribution, in the position, and F what the
-distribution tells about them: `curvature/`.
+$R^\top R = \sum_n J_n^\top F_n J_n$ over the rows, each once. J is the Jacobian of the outputs of a row, the free
+parameters of its distribution, in the position, and F what the distribution tells about them: `curvature/`.
 """
 
 from __future__ import annotations
