@@ -93,6 +93,8 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
 
 def _check(compiled: CompiledModel, kernel: Any, fitting: Fitting) -> None:
     name, local = type(kernel).__name__, list(compiled.local)
+    if fitting.optimizer is not None and isinstance(compiled.data, Streamed):
+        raise ArgumentError("An optimizer of torch takes its own rows: pass loader.dataset and a batch_size.")
     if fitting.minibatches and compiled.batch_size in (None, compiled.num_data):
         raise ArgumentError(f"{name} is as wide as minibatches make it, and there are none: set batch_size.")
     if local and (fitting.one_pass or fitting.num_particles > 0 or (compiled.batch_size and not fitting.local)):

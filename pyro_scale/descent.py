@@ -14,7 +14,6 @@ from pyro_scale.collected import Ending
 from pyro_scale.compile import CompiledModel
 from pyro_scale.errors import ArgumentError
 from pyro_scale.fit import Fit, Request
-from pyro_scale.loaders import Streamed
 from pyro_scale.progress import Reporter
 from pyro_scale.types import Batch, Fitting, LogPosterior, Position
 
@@ -70,8 +69,6 @@ def descended(
     request: Request,
 ) -> Fit:
     """Takes so many steps in each fit, one fit after another, from starts `(num_fits, *site)`."""
-    if isinstance(compiled.data, Streamed):
-        raise ArgumentError("An optimizer of torch takes its own rows: pass loader.dataset and a batch_size.")
     began, objective = time.perf_counter(), kernel.objective(compiled)
     climbs = [
         _Climb(compiled, fitting, tree.map(lambda leaf, k=k: leaf[k], start), seeds[0] + k)

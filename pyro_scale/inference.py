@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from pyro_scale.approximate import approximated
-from pyro_scale.asked import kernel_of, sites_kept, with_step_size
+from pyro_scale.asked import kernel_of, refuse_chains, sites_kept, with_step_size
 from pyro_scale.checks import check_count, checked_seed, derived_seeds
 from pyro_scale.choice import JitCompile, check_jit_compile
 from pyro_scale.collected import Plan
@@ -62,8 +62,8 @@ def infer(
 ) -> Posterior:
     """Draws from the posterior of a Pyro model by a scalable kernel, from minibatches if `batch_size` says so.
 
-    Every chain takes `warmup_steps + num_samples * thinning` steps. Thousands of chains of one draw each, started apart
-    by `initial="prior"`, are parallel SGMCMC; at temperature 0 they are a deep ensemble.
+    Every chain takes `warmup_steps + num_samples * thinning` steps, and a fit `warmup_steps`. Thousands of chains of
+    one draw each, started apart by `initial="prior"`, are parallel SGMCMC; at temperature 0 they are a deep ensemble.
 
     Args:
         model: an ordinary Pyro model, written for all of the data, its rows in a plate: `plate("data", len(x))` on
@@ -74,7 +74,9 @@ def infer(
             leading dimension N; memory-mapped ones stay on disk unless dtype or device ask for a copy, or an index
             column is of 8 or 16 bits. A `Dataset`, read into memory once. A shuffling `DataLoader`, whose batches all
             chains share; items are matched as data are. `{}` for a model that closes over its data, whose plate says N.
-        method: "sghmc", "baoab", "sgnht", "sgld", "psgld", or a kernel from `ps.kernels`. A string, or a kernel without
+        method: "sghmc", "baoab", "sgnht", "sgld", "psgld", or a kernel from `ps.kernels`. Others fit, without chains:
+            "map", "ensemble", "vi_diag", "vi_dense", "vi_lowrank", "laplace_diag", "laplace_dense", "laplace_kfac",
+            "laplace_lowrank", "swag", "svgd", "ekf_diag", "ekf_dense"; see their kernels. A string, or a kernel without
             a step_size, is tuned: the mode and a pilot run choose coordinates, control variates, step size, V and
             thinning; beyond 300 coordinates by diagonals, from starts near a mode. Where coordinates are of the rows of
             minibatches the kernel takes its default step size instead, which suits covariates of unit scale. One with
@@ -82,8 +84,9 @@ def infer(
         num_samples: draws kept by a chain; >= 1.
         warmup_steps: steps before the first draw is kept, those of the pilot run included; >= 0. None takes as many as
             tuning needs; untuned, half as many as follow, or 1000 with num_samples=1, where nothing follows that could
-            make up for a start far away.
-        num_chains: chains, run side by side; >= 1.
+            make up for a start far away. Of a fit it is the number of its steps, and None as many as 20 passes through
+            the rows, from 2000 to 20,000, or none where Newton's method has found the mode that was asked for.
+        num_chains: chains, run side by side; members of an ensemble; >= 1. Other fits are one, whatever it says.
         num_superchains: from 2 to half of the chains, which it divides: so many groups of chains start together, for
             `ps.diagnostics.rhat_nested`, which tells of short chains too whether they have forgotten their starts. None
             starts every chain by itself.
@@ -162,6 +165,7 @@ def infer(
     kept = sites_kept(compiled, keep)
     started = list(initial) if isinstance(initial, Mapping) else initial
     if hasattr(kernel, "fitting"):
+        refuse_chains(kernel, num_superchains, save_warmup)
         request = Request(kept, num_samples, warmup_steps, num_chains, initial, seed, progress, callback, jit_compile)
         return approximated(compiled, kernel, request, began)
     start = [initial_positions(compiled, initial, seeds[3:])]

@@ -21,7 +21,7 @@ from pyro_scale.kernels import (
     Ensemble,
     LowRankVI,
 )
-from pyro_scale.types import Batch, Position, Settings
+from pyro_scale.types import Batch, Information, Position, Settings
 
 NUM_DATA = 30
 NOISE, PRIOR = 0.5, 2.0
@@ -183,6 +183,11 @@ class Linear:
 
     def outputs(self, position: Position, batch: Batch) -> dict[str, dict[str, Tensor]]:
         return {"obs": {"loc": batch.data["x"] @ tree.flat(position, self.shapes)}}
+
+    def information(self, position: Position, batch: Batch) -> dict[str, Information]:
+        loc = self.outputs(position, batch)["obs"]["loc"].reshape(-1, 1, 1)
+        root = torch.full_like(loc, 1 / NOISE).detach().unsqueeze(-1)
+        return {"obs": Information(loc, root, torch.zeros((), dtype=torch.long))}
 
     def output_log_prob(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         away = (batch.data["y"] - outputs["obs"]["loc"]) / NOISE

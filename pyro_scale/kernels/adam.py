@@ -38,7 +38,12 @@ def no_moments(like: Position) -> Moments:
 
 
 def direction(
-    slope: Position, mean: Position, square: Position, count: Tensor, damping: float = DAMPING
+    slope: Position,
+    mean: Position,
+    square: Position,
+    count: Tensor,
+    damping: float = DAMPING,
+    decays: tuple[float, float] = DECAYS,
 ) -> tuple[Position, Moments]:
     """Where to go, and the moments after it.
 
@@ -47,8 +52,9 @@ def direction(
         mean, square: m and v before the step.
         count: t; 0-d.
         damping: delta, in units of the slope.
+        decays: beta, of m and v.
     """
-    first, second = DECAYS
+    first, second = decays
     mean = tree.map(lambda m, g: first * m + (1 - first) * g, mean, slope)
     square = tree.map(lambda v, g: second * v + (1 - second) * g * g, square, slope)
 

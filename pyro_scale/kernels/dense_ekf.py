@@ -1,7 +1,7 @@
 r"""The extended Kalman filter, any covariance: a normal that takes in one batch of rows after another.
 
 From the prior's normal $N(\mu_0, P_0^{-1})$, with the gradient g of the log-likelihood of a batch at $\mu$, each row
-once, and its Gauss-Newton matrix $J^\top H J$,
+once, and its Gauss-Newton matrix $J^\top H J$, H being what the distribution of the rows tells about its parameters,
 
 $$P' = \left(P^{-1} + \tau^2 I\right)^{-1} + J^\top H J, \qquad \mu' = \mu + P'^{-1} g,$$
 
@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 
 from pyro_scale import tree
-from pyro_scale.derivative import grad_and_value
 from pyro_scale.gaussians import DenseGaussian
-from pyro_scale.kernels.gauss_newton import information_root, log_likelihood, negative_hessian
+from pyro_scale.kernels.filtered import prior_curvature, told_by
 from pyro_scale.schedules import check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Settings, Shapes
 
@@ -88,22 +87,20 @@ def approximation(temperature: float, state: DenseEKFState) -> DenseGaussian:
 
 def init(target: Any, position: Position, noise: Noise) -> DenseEKFState:
     """The prior's normal around a position, its mode; the noise is not used."""
-    return DenseEKFState(position, negative_hessian(target.log_prior, position))
+    return DenseEKFState(position, prior_curvature(target, position).dense().detach())
 
 
 def update(
     target: Any, transition_sd: float, state: DenseEKFState, batch: Any, noise: Noise, settings: Settings
 ) -> tuple[DenseEKFState, Info]:
     """Takes in one batch, by the equations at the top of this file."""
-    # each row once: the batch does not stand for all of them
-    gradient, value = grad_and_value(partial(log_likelihood, target))(state.position, batch)
+    told = told_by(target, state.position, batch)
     precision, shapes = state.precision, tree.shapes(state.position)
     if transition_sd > 0:
         identity = torch.eye(len(precision), dtype=precision.dtype, device=precision.device)
         precision = torch.linalg.solve(identity + transition_sd**2 * precision, precision)
         precision = (precision + precision.T) / 2
-    root = information_root(target, state.position, batch)
-    precision = precision + root.T @ root
-    move = torch.linalg.solve(precision, tree.flat(gradient, shapes))
+    precision = precision + told.root.T @ told.root
+    move = torch.linalg.solve(precision, told.gradient)
     position = tree.map(torch.add, state.position, tree.unravel(move, shapes))
-    return DenseEKFState(position, precision), Info(value, torch.zeros((), dtype=torch.long, device=precision.device))
+    return DenseEKFState(position, precision), Info(told.log_likelihood, told.clamped)

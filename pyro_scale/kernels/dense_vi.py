@@ -31,7 +31,7 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.gaussians import DenseGaussian
 from pyro_scale.kernels import adam
-from pyro_scale.kernels.reparametrised import DAMPING, check, check_scale, gradients, noise_shape, objective
+from pyro_scale.kernels.reparametrised import DAMPING, DECAYS, check, check_scale, gradients, noise_shape, objective
 from pyro_scale.schedules import check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings
 
@@ -48,7 +48,7 @@ class DenseVI:
         temperature: 1 is the evidence lower bound; below 1 q is narrower, at 0 without end; a number or schedule; >= 0.
         initial_sd: q at the start, in unconstrained coordinates: sds, as a number or a tree by site, or the lower
             triangle of a covariance in the order of the sites, `(d, d)`; > 0. None is what the curvature at the mode
-            says, or `num_data**-0.5` with a step_size of one's own.
+            says, or `num_data**-0.5` with a step_size of one's own: from too wide a start Adam is slow for long.
 
     Raises:
         ArgumentError: a setting or num_data is out of its range or not a number.
@@ -140,8 +140,8 @@ def update(
         slopes = slopes + temperature * z
     along_factor = slopes.T @ z / len(z) + (0.0 if stick_the_landing else temperature * identity)
     along_factor = along_factor.tril() * (1 - identity / 2)
-    ahead, mean_moments = adam.direction({"": slopes.mean(0)}, *state.mean_moments, num_steps, DAMPING)
-    wider, factor_moments = adam.direction({"": along_factor}, *state.factor_moments, num_steps, DAMPING)
+    ahead, mean_moments = adam.direction({"": slopes.mean(0)}, *state.mean_moments, num_steps, DAMPING, DECAYS)
+    wider, factor_moments = adam.direction({"": along_factor}, *state.factor_moments, num_steps, DAMPING, DECAYS)
     rate, turn = settings.step_size, wider[""]
     vector = tree.ravel(state.position) + rate * (q.factor @ ahead[""])
     factor = q.factor @ (identity + rate * turn.tril(-1)) * torch.exp(rate * turn.diagonal())

@@ -22,11 +22,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from pyro_scale import tree
-from pyro_scale.derivative import grad_and_value
 from pyro_scale.gaussians import DiagonalGaussian
-from pyro_scale.kernels.gauss_newton import information_root, log_likelihood, negative_hessian
+from pyro_scale.kernels.filtered import prior_curvature, told_by
 from pyro_scale.schedules import check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Settings, Shapes
+
+FEW = 300
+"""Coordinates up to which the prior's covariance is found by a matrix."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +87,25 @@ def approximation(temperature: float, state: DiagonalEKFState) -> DiagonalGaussi
 
 def init(target: Any, position: Position, noise: Noise) -> DiagonalEKFState:
     """The prior's normal around a position, its mode; the noise is not used."""
-    covariance = torch.linalg.inv(negative_hessian(target.log_prior, position))
-    return DiagonalEKFState(position, tree.unravel(covariance.diagonal(), tree.shapes(position)))
+    curvature = prior_curvature(target, position)
+    if tree.size(position) <= FEW:
+        variance = torch.linalg.inv(curvature.dense()).diagonal()
+    else:  # of each given the others, which is the same where the prior has none of their correlations
+        variance = 1 / curvature.diagonal()
+    return DiagonalEKFState(position, tree.unravel(variance.detach(), tree.shapes(position)))
 
 
 def update(
     target: Any, transition_sd: float, state: DiagonalEKFState, batch: Any, noise: Noise, settings: Settings
 ) -> tuple[DiagonalEKFState, Info]:
     """Takes in one batch, by the equations at the top of this file."""
-    # each row once: the batch does not stand for all of them
-    gradient, value = grad_and_value(partial(log_likelihood, target))(state.position, batch)
-    root, shapes = information_root(target, state.position, batch), tree.shapes(state.position)
+    told, shapes = told_by(target, state.position, batch), tree.shapes(state.position)
     variance = tree.ravel(state.variance) + transition_sd**2
-    spread = root * variance
-    inner = torch.eye(len(root), dtype=root.dtype, device=root.device) + spread @ root.T
-    away = variance * tree.flat(gradient, shapes)
-    solved = torch.linalg.solve(inner, torch.cat([spread, (root @ away).unsqueeze(1)], 1))
+    spread = told.root * variance
+    inner = torch.eye(len(spread), dtype=spread.dtype, device=spread.device) + spread @ told.root.T
+    away = variance * told.gradient
+    solved = torch.linalg.solve(inner, torch.cat([spread, (told.root @ away).unsqueeze(1)], 1))
     move = away - spread.T @ solved[:, -1]
     left = variance - (spread * solved[:, :-1]).sum(0)
     position = tree.map(torch.add, state.position, tree.unravel(move, shapes))
-    after = DiagonalEKFState(position, tree.unravel(left, shapes))
-    return after, Info(value, torch.zeros((), dtype=torch.long, device=value.device))
+    return DiagonalEKFState(position, tree.unravel(left, shapes)), Info(told.log_likelihood, told.clamped)

@@ -25,7 +25,7 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.gaussians import DiagonalGaussian
 from pyro_scale.kernels import adam
-from pyro_scale.kernels.reparametrised import DAMPING, check, check_scale, gradients, noise_shape, objective
+from pyro_scale.kernels.reparametrised import DAMPING, DECAYS, check, check_scale, gradients, noise_shape, objective
 from pyro_scale.schedules import check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings
 
@@ -41,7 +41,8 @@ class DiagonalVI:
         stick_the_landing: whether the gradient leaves out the score of q, whose mean is 0.
         temperature: 1 is the evidence lower bound; below 1 q is narrower, at 0 without end; a number or schedule; >= 0.
         initial_sd: sds of q at the start, in unconstrained coordinates: a number, or a tree by site; > 0. None is what
-            the curvature at the mode says, or `num_data**-0.5` with a step_size of one's own.
+            the curvature at the mode says, or `num_data**-0.5` with a step_size of one's own: from too wide a start
+            Adam is slow for long.
 
     Raises:
         ArgumentError: a setting or num_data is out of its range or not a number.
@@ -128,8 +129,8 @@ def update(
     own = 0.0 if stick_the_landing else temperature
     along_sd = tree.map(lambda slope, z: ((slope * z).mean(0) + own) / 2, slopes, noise)
     along_mean = tree.map(lambda slope: slope.mean(0), slopes)
-    ahead, mean_moments = adam.direction(along_mean, *state.mean_moments, num_steps, DAMPING)
-    wider, sd_moments = adam.direction(along_sd, *state.sd_moments, num_steps, DAMPING)
+    ahead, mean_moments = adam.direction(along_mean, *state.mean_moments, num_steps, DAMPING, DECAYS)
+    wider, sd_moments = adam.direction(along_sd, *state.sd_moments, num_steps, DAMPING, DECAYS)
     rate = settings.step_size
     position = tree.map(lambda x, sd, step: (x + rate * sd * step).to(x.dtype), state.position, q.sd, ahead)
     log_sd = tree.map(lambda x, step: (x + rate * step).to(x.dtype), state.log_sd, wider)

@@ -31,7 +31,7 @@ from pyro_scale import tree
 from pyro_scale.checks import check_count
 from pyro_scale.gaussians import LowRankGaussian
 from pyro_scale.kernels import adam
-from pyro_scale.kernels.reparametrised import DAMPING, check, check_scale, gradients, noise_shape, objective
+from pyro_scale.kernels.reparametrised import DAMPING, DECAYS, check, check_scale, gradients, noise_shape, objective
 from pyro_scale.schedules import check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings
 
@@ -51,7 +51,8 @@ class LowRankVI:
         stick_the_landing: whether the gradient leaves out the score of q, whose mean is 0.
         temperature: 1 is the evidence lower bound; below 1 q is narrower, at 0 without end; a number or schedule; >= 0.
         initial_sd: sds of q at the start, in unconstrained coordinates: a number, or a tree by site; > 0. None is what
-            the curvature at the mode says, or `num_data**-0.5` with a step_size of one's own.
+            the curvature at the mode says, or `num_data**-0.5` with a step_size of one's own: from too wide a start
+            Adam is slow for long.
 
     Raises:
         ArgumentError: a setting or num_data is out of its range or not a number.
@@ -159,9 +160,11 @@ def update(
         own = temperature, 2 * temperature * torch.linalg.solve(inner, columns.T).T
     along_columns = (slopes.T @ (z @ columns) + z.T @ (slopes @ columns)) / len(z) + own[1]
     along_scale = tree.unravel(((slopes * w).mean(0) + own[0]) / 2, shapes)
-    ahead, mean_moments = adam.direction({"": stretched(slopes).mean(0)}, *state.mean_moments, num_steps, DAMPING)
-    wider, scale_moments = adam.direction(along_scale, *state.scale_moments, num_steps, DAMPING)
-    turn, column_moments = adam.direction({"": along_columns / 2}, *state.column_moments, num_steps, DAMPING)
+    ahead, mean_moments = adam.direction(
+        {"": stretched(slopes).mean(0)}, *state.mean_moments, num_steps, DAMPING, DECAYS
+    )
+    wider, scale_moments = adam.direction(along_scale, *state.scale_moments, num_steps, DAMPING, DECAYS)
+    turn, column_moments = adam.direction({"": along_columns / 2}, *state.column_moments, num_steps, DAMPING, DECAYS)
     rate = settings.step_size
     moved = tree.unravel((mean + rate * scale * stretched(ahead[""])).to(mean.dtype), shapes)
     log_scale = tree.map(lambda x, step: (x + rate * step).to(x.dtype), state.log_scale, wider)

@@ -22,7 +22,6 @@ from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.errors import ArgumentError
 from pyro_scale.kernels import adam
-from pyro_scale.kernels.gauss_newton import log_likelihood
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings, Shapes
 
@@ -132,6 +131,11 @@ def check(owner: str, step_size: Any, prior: Any, optimizer: Any) -> None:
 
 def _factory(optimizer: Any) -> Callable[[Any], torch.optim.Optimizer] | None:
     return optimizer if callable(optimizer) else None
+
+
+def log_likelihood(target: Any, position: Position, batch: Any) -> Tensor:
+    """Of the rows of the batch, each once, in nats; 0-d."""
+    return torch.stack([values.sum() for values in target.log_likelihood(position, batch).values()]).sum()
 
 
 def all_log_likelihood(target: Any, position: Position, batch: Any) -> Tensor:

@@ -34,6 +34,8 @@ from pyro_scale.types import LogPosterior, Position, Shapes
 
 DAMPING = 1.0
 """Of slopes, in nats per standard deviation of q."""
+DECAYS = (0.9, 0.99)
+"""Of Adam's moments: far from the posterior slopes are larger by orders of magnitude, and are to be forgotten soon."""
 
 
 def check(kernel: Any) -> None:
