@@ -46,6 +46,7 @@ class Evidence:
         attributes: of the file: versions and the date; none for a run in memory.
         posterior: with the model, if it is in memory.
         reference: another posterior of the same model to compare with.
+        trace: objective of every step of a fit, `(num_fits, num_steps)`, whose draws are no chains; None for chains.
     """
 
     names: list[str]
@@ -58,6 +59,7 @@ class Evidence:
     attributes: dict[str, Any] = field(default_factory=dict)
     posterior: Posterior | None = None
     reference: Posterior | None = None
+    trace: NDArray[Any] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -92,11 +94,13 @@ def gather(posterior: Posterior | str | Path, reference: Posterior | None = None
     """All that is known of a posterior in memory, or of one that `Posterior.save` wrote."""
     if isinstance(posterior, (str, Path)):
         return _from_file(Path(posterior), reference)
-    if not all(hasattr(posterior, name) for name in ("draws", "sample_stats", "record")):
+    if not all(hasattr(posterior, name) for name in ("draws", "sample_stats", "trace")):
         raise ArgumentError(
             f"posterior is a {type(posterior).__name__}; it must be a Posterior, as infer returns, or the path of a "
             "saved one, as 'run.nc'."
         )
+    from pyro_scale import contents  # of files: not without torch
+
     names, values, number = _looked_at(_as_arrays(posterior.draws))
     try:
         health = Health([*of_finite(names, values), *posterior.health.checks], posterior.health.left_out)
@@ -109,9 +113,10 @@ def gather(posterior: Posterior | str | Path, reference: Posterior | None = None
         table_of(names, values),
         health,
         dict(_as_arrays(posterior.sample_stats)),
-        posterior.record,
+        contents.record(posterior),
         posterior=posterior,
         reference=reference,
+        trace=None if posterior.trace is None else posterior.trace.detach().cpu().numpy(),
     )
 
 
@@ -127,18 +132,28 @@ def _from_file(path: Path, reference: Posterior | None) -> Evidence:
     if "sample_stats" in inference_data.group_names(idata):
         stored = inference_data.dataset(idata, "sample_stats")
         stats = {str(name): variable.values for name, variable in stored.data_vars.items()}
-    table = table_of(names, values)
+    table, trace = table_of(names, values), None
+    health = _health_of(names, values, table, arrays, record)
+    if "trace" in inference_data.group_names(idata):
+        trace = inference_data.dataset(idata, "trace")["objective"].values
+        health = _health_of_fit(names, values, record)
     return Evidence(
         names,
         values,
         number,
         table,
-        _health_of(names, values, table, arrays, record),
+        health,
         stats,
         record,
         attributes={str(name): value for name, value in group.attrs.items()},
         reference=reference,
+        trace=trace,
     )
+
+
+def _health_of_fit(names: list[str], values: NDArray[Any], record: Mapping[str, Any]) -> Health:
+    """What is known of a fit, whose draws are independent: what it could check itself."""
+    return Health([*of_finite(names, values), *(Check(*fields) for fields in record.get("checks", []))])
 
 
 def _health_of(

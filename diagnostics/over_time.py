@@ -11,8 +11,6 @@ from .chain_plots import line, shown_chains
 from .evidence import Evidence
 from .figures import CHAINS, INK, WIDE, axes_of, figure, panel, picture
 
-LOSSES = ("elbo", "loss")
-"""Names of curves, in `sample_stats` or among the settings, of methods that climb."""
 MOST_SITES = 6
 
 
@@ -65,36 +63,24 @@ def temperatures(evidence: Evidence) -> str:
     )
 
 
-def loss_curves(evidence: Evidence) -> dict[str, NDArray[Any]]:
-    """Curves `(runs, steps)` that the run has left, by name."""
-    found = {}
-    for name in LOSSES:
-        curve = evidence.stats.get(name, evidence.settings.get(name))
-        if curve is not None and np.size(curve) > 1:
-            values = np.asarray(curve, dtype=float)
-            found[name] = values.reshape(-1, values.shape[-1])
-    return found
+def objective(evidence: Evidence) -> str:
+    """What a fit climbed, over its steps."""
+    assert evidence.trace is not None
+    curves = evidence.trace
+    late = curves[:, curves.shape[1] // 10 :]
+    finite = late[np.isfinite(late)]
 
+    def draw(on: Any) -> None:
+        axes = axes_of(on, xlabel="step")
+        for colour, curve in zip(CHAINS, shown_chains(curves), strict=False):
+            axes.plot(*line(curve), color=colour, linewidth=0.7)
+        if finite.size and np.ptp(finite) > 0:
+            low, high = np.quantile(finite, (0.0, 1.0))
+            axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
 
-def losses(evidence: Evidence) -> str:
-    """The bound or loss over the steps of an optimisation."""
-    panels = []
-    for name, curves in loss_curves(evidence).items():
-
-        def draw(on: Any, curves: NDArray[Any] = curves) -> None:
-            axes = axes_of(on, xlabel="step")
-            late = curves[:, curves.shape[1] // 10 :]
-            finite = late[np.isfinite(late)]
-            for colour, curve in zip(CHAINS, shown_chains(curves), strict=False):
-                axes.plot(*line(curve), color=colour, linewidth=0.7)
-            if finite.size and np.ptp(finite) > 0:
-                low, high = np.quantile(finite, (0.0, 1.0))
-                axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
-
-        title = "ELBO" if name == "elbo" else "Loss"
-        panels.append(panel(title, picture(draw, f"{title} over steps", width=WIDE, height=1.9), wide=True))
     return figure(
-        panels,
-        "What was climbed or descended, in nats, step by step; the first tenth may leave the picture. It should have "
-        "levelled off: a slope at the end asks for more steps, a level that jumps for a smaller step_size.",
+        [panel("", picture(draw, "Objective over steps", width=WIDE, height=1.9), wide=True)],
+        "What was climbed, in nats, step by step: the log posterior or, of variational inference, the evidence lower "
+        "bound, as each step's rows estimate it. The first tenth may leave the picture. It should have levelled off: a "
+        "slope at the end asks for more steps (warmup_steps), a level that jumps for a smaller step_size.",
     )

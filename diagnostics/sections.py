@@ -45,6 +45,8 @@ def chains(number: int, num_samples: int) -> Needs:
 
     def needs(evidence: Evidence) -> str:
         have = len(evidence.values)
+        if evidence.trace is not None:
+            return "the draws are no chains: each is an independent one of what was fitted, or a fit by itself."
         if have < number:
             return f"it takes {number} chains, and there are {have}. Raise num_chains."
         return draws(num_samples)(evidence)
@@ -77,8 +79,11 @@ def _superchains(evidence: Evidence) -> str:
     return ""
 
 
-def _losses(evidence: Evidence) -> str:
-    return "" if over_time.loss_curves(evidence) else "the method leaves no ELBO or loss."
+def _objective(evidence: Evidence) -> str:
+    if evidence.trace is None:
+        return "chains sample, and climb nothing."
+    have = evidence.trace.shape[1]
+    return "" if have > 1 else f"it takes two steps, and the fit took {have}: Newton's method found the mode."
 
 
 def _reference(evidence: Evidence) -> str:
@@ -100,15 +105,15 @@ def _comparison(evidence: Evidence) -> str:
 SECTIONS = (
     Section("Summary", verdicts.summary_table),
     Section("Against the reference", _comparison, _reference),
-    Section("Traces", chain_plots.traces, draws(2)),
+    Section("Traces", chain_plots.traces, chains(1, 2)),
     Section("Ranks", chain_plots.ranks, chains(2, 20)),
-    Section("Autocorrelation", chain_plots.autocorrelation, draws(4)),
-    Section("Effective sample size", chain_plots.growth, draws(16)),
+    Section("Autocorrelation", chain_plots.autocorrelation, chains(1, 4)),
+    Section("Effective sample size", chain_plots.growth, chains(1, 16)),
     Section("Superchains", chain_plots.superchains, _superchains),
     Section("Pairs", joint_plots.pairs, _pairs),
     Section("Log posterior", over_time.log_posterior, statistic("lp", "the run kept no log posterior.")),
     Section("Temperature", over_time.temperatures, statistic("kinetic_temperature", "the method has no momenta.")),
-    Section("Loss", over_time.losses, _losses),
+    Section("Objective", over_time.objective, _objective),
     Section("Predictive check", predictions.checks, predictions.why_not),
     Section("Calibration", predictions.calibration, predictions.why_not),
     Section("Settings", facts.settings),

@@ -13,6 +13,7 @@ from pyro_scale.data import FEW_ROWS, Data, Model, names_of
 from pyro_scale.errors import ArgumentError, MinibatchError
 from pyro_scale.first_runs import check_sites
 from pyro_scale.handlers import FromPosition, FromValues, LatentSource, Run, run
+from pyro_scale.information import information_of, rows_of_terms
 from pyro_scale.outputs import parameters, rebuilt
 from pyro_scale.params import tell_of
 from pyro_scale.plates import batch_size_of, prepare
@@ -20,7 +21,7 @@ from pyro_scale.rows import by_row
 from pyro_scale.sites import Site, Structure, describe
 from pyro_scale.starts import blame, find_start
 from pyro_scale.terms import Terms, terms_of
-from pyro_scale.types import Batch, Position
+from pyro_scale.types import Batch, Information, Position
 
 
 def compile_model(
@@ -58,10 +59,8 @@ def compile_model(
         ...         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
         >>> compiled = compile_model(model, {"y": torch.zeros(100)}, batch_size=10)
         >>> batch = compiled.batch(torch.arange(10))
-        >>> batch.scale
-        10.0
-        >>> round(float(compiled.log_posterior({"mu": torch.tensor(0.0)}, batch)), 2)
-        -92.81
+        >>> batch.scale, round(float(compiled.log_posterior({"mu": torch.tensor(0.0)}, batch)), 2)
+        (10.0, -92.81)
     """
     table = prepare(model, data, constants, dtype=dtype, device=device)
     size = batch_size_of(table, batch_size)
@@ -94,8 +93,8 @@ class CompiledModel:
         self.num_data = data.num_data
         self.sites: dict[str, Site] = structure.sites
         self._whole_only = structure.minibatch_error is not None
-        few = torch.arange(min(FEW_ROWS, self.num_data), device=data.device)
-        self._few = data.rows if self._whole_only else data.take(few)
+        few = min(FEW_ROWS, self.num_data)
+        self._few = data.rows if self._whole_only else data.take(torch.arange(few, device=data.device))
         self.local = {site.name: site.axis for site in self.structure.of_kind("latent") if site.axis is not None}
 
     def __call__(self, position: Position, batch: Batch) -> Tensor:
@@ -185,6 +184,11 @@ class CompiledModel:
             if site.name in outputs and site.rows is not None
         }
 
+    def information(self, position: Position, batch: Batch) -> dict[str, Information]:
+        """Observed site -> free parameters of its distribution, and their Fisher information; or `ModelError`."""
+        rows, found = rows_of_terms(self.structure), self._run(position, batch.data).sites
+        return {name: information_of(found[name], axis) for name, axis in rows.items()}
+
     def constrain(self, position: Position, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Values of latent and deterministic sites in the model's own space.
 
@@ -193,8 +197,10 @@ class CompiledModel:
         names = self.kept if names is None else names
         rows = self._rows_for(names)
         if not any(self.sites[name].local for name in names):  # no value that is wanted depends on these
-            few = torch.zeros(len(next(iter(rows.values()))), dtype=torch.long, device=self.data.device)
-            anywhere = self.at_rows(self.structure.position, few)
+            few = len(next(iter(rows.values())))
+            anywhere = self.at_rows(
+                self.structure.position, torch.zeros(few, dtype=torch.long, device=self.data.device)
+            )
             position = {**position, **{name: anywhere[name] for name in self.local}}
         found = self._run(position, rows).sites
         return {name: found[name]["value"] for name in names}
@@ -214,11 +220,7 @@ class CompiledModel:
         return [site.name for site in self.structure.of_kind("latent", "deterministic") if not site.summed]
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Position:
-        """The position at which the latent sites have these values; NaN where a value is outside its support.
-
-        Raises:
-            ArgumentError: a latent site has no value.
-        """
+        """The position of these values of latent sites, `ArgumentError` where one has none; NaN outside a support."""
         if missing := [name for name in self.latent if name not in values]:
             raise ArgumentError(f"values lack the latent site '{missing[0]}'; got {names_of(list(values))}.")
         return self.position_of(FromValues(values))

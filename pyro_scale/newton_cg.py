@@ -7,7 +7,6 @@ places, whatever their scales; a network is left to another method, since negati
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -15,17 +14,15 @@ import torch
 from torch import Tensor
 
 from pyro_scale import tree
+from pyro_scale.curvature.conjugate import conjugate_gradients
 from pyro_scale.products import Products
 from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Position
 
 MOST_STEPS = 50
-MOST_CONJUGATE = 100
 MOST_HALVINGS = 30
 MOST_NEGATIVE = 5
 """Steps that met negative curvature, after which the function is taken for one that has it everywhere."""
-RESIDUAL = 0.03
-"""Of the preconditioned gradient, that a direction leaves."""
 LEFT = 1e-3
 """Nats a coordinate that a mode may be below the maximum."""
 CORRECTIONS = 3
@@ -52,7 +49,7 @@ def ascend(
         gradient, value = products.gradient()
         if not gradient.isfinite().all():
             return None
-        direction, is_negative = conjugate(products, gradient, units)
+        direction, is_negative = conjugate_gradients(products, gradient, units)
         negative += is_negative
         if negative >= MOST_NEGATIVE:
             return None
@@ -67,7 +64,7 @@ def ascend(
         return None
     for _ in range(CORRECTIONS if whole is not None else 0):
         assert whole is not None
-        direction, _ = conjugate(Products(terms, position), whole(position), units)
+        direction, _ = conjugate_gradients(Products(terms, position), whole(position), units)
         position = tree.unravel(tree.ravel(position) + direction, shapes)
     return position if all(leaf.isfinite().all() for leaf in position.values()) else None
 
@@ -85,30 +82,3 @@ def _backtrack(
                 return candidate
         length /= 2
     return None
-
-
-def conjugate(products: Callable[[Tensor], Tensor], gradient: Tensor, units: Tensor) -> tuple[Tensor, bool]:
-    """Solves H p = g by preconditioned conjugate gradients; and whether negative curvature ended that.
-
-    Example:
-        >>> solution, negative = conjugate(lambda v: 2 * v, torch.ones(3), torch.ones(3))
-        >>> solution, negative
-        (tensor([0.5000, 0.5000, 0.5000]), False)
-    """
-    solution, residual = torch.zeros_like(gradient), gradient.clone()
-    scaled = units**2 * residual
-    direction, size = scaled, float(residual @ scaled)
-    enough = RESIDUAL**2 * size
-    for step in range(MOST_CONJUGATE):
-        if size <= enough or size == 0:
-            break
-        product = products(direction)
-        curvature = float(direction @ product)
-        if not math.isfinite(curvature) or curvature <= 0:
-            return (scaled if step == 0 else solution), True
-        solution = solution + size / curvature * direction
-        residual = residual - size / curvature * product
-        scaled = units**2 * residual
-        before, size = size, float(residual @ scaled)
-        direction = scaled + size / before * direction
-    return solution, False

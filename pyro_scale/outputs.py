@@ -26,12 +26,13 @@ def parameters(site: PyroSite) -> dict[str, Tensor]:
     Raises:
         ModelError: the distribution does not name its parameters (a mixture, a transformed distribution).
     """
-    fn = _innermost(site["fn"])
+    fn = innermost(site["fn"])
     names = _made_with(fn)
     if not names:
         raise ModelError(
             f"Site '{site['name']}' is {type(fn).__name__}, which does not name its parameters, so that its outputs "
-            "cannot be told. Use log_likelihood, or a distribution with arg_constraints."
+            "cannot be told. Use log_likelihood (curvature='fisher' or 'hessian'), or a distribution with "
+            "arg_constraints."
         )
     return {name: getattr(fn, name) for name in names}
 
@@ -41,7 +42,8 @@ def rebuilt(site: PyroSite, values: Mapping[str, Tensor]) -> PyroSite:
     return {**site, "fn": _with_parameters(site["fn"], values)}
 
 
-def _innermost(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
+    """The distribution within `to_event` and `mask`."""
     while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
         fn = fn.base_dist
     return fn
@@ -69,10 +71,10 @@ def _with_parameters(fn: Any, values: Mapping[str, Tensor]) -> Any:
         return _with_parameters(fn.base_dist, values).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.MaskedDistribution):
         return _with_parameters(fn.base_dist, values).mask(fn._mask)
-    return type(fn)(**values, **_settings(fn), validate_args=False)
+    return type(fn)(**values, **settings(fn), validate_args=False)
 
 
-def _settings(fn: Any) -> dict[str, Any]:
+def settings(fn: Any) -> dict[str, Any]:
     """What the distribution was made with beside its parameters, as Multinomial's total_count."""
     names = (
         inspect.signature(type(fn).__init__).parameters.keys() - fn.arg_constraints.keys() - {"self", "validate_args"}

@@ -66,11 +66,11 @@ class Run:
         self.plan = plan
         self.tuned = frame.whitened is not None
         self.table = Table(compiled, frame)
-        bound = kernel.bind(self.table.target, compiled.num_data)
+        self.bound = bound = kernel.bind(self.table.target, compiled.num_data)
         start = self.table.coordinates(start)
         rows = torch.arange(compiled.batch_size or compiled.num_data, device=compiled.data.device)
         shapes = bound.noise_shape(compiled.at_rows(tree.map(lambda leaf: leaf[0], start), rows))
-        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.num_steps, seeds, plan.warmup_steps)
+        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.final_step, seeds, plan.warmup_steps)
         anchor = frame.anchor
         self.steps = Steps(compiled, kernel, self.table, bound, start, self.inputs, seeds[1], jit_compile, anchor)
         self.collected = self._collected()
@@ -143,7 +143,7 @@ class Run:
     def finish(self, reporter: Reporter) -> Ending | None:
         """Takes the steps that are left; why the run ends early, if it does."""
         try:
-            while self.step <= self.plan.num_steps:
+            while self.step <= self.plan.final_step:
                 if ending := self.advance(reporter):
                     return ending
             return None
@@ -200,7 +200,7 @@ def run_chains(
     num_steps = plan.pilot_steps + plan.num_steps
     reporter = Reporter(num_steps, False, None) if reporter is None else reporter
     reporter.expect(num_steps, plan.pilot_steps)
-    ending = _to_the_end(run, reporter)
+    ending = to_the_end(run, reporter)
     run.steps.choice.remember()
     seconds |= {"compile": run.steps.choice.seconds, "sample": time.perf_counter() - began - run.steps.choice.seconds}
     kept = run.collected
@@ -226,11 +226,12 @@ def _by_site(kinetic: list[Tensor | tuple[()]], sites: list[str]) -> dict[str, T
     return dict(zip(sites, torch.cat(found).permute(2, 1, 0).contiguous(), strict=True)) if found else {}
 
 
-def _to_the_end(run: Run, reporter: Reporter) -> Ending | None:
+def to_the_end(run: Run, reporter: Reporter) -> Ending | None:
+    """Takes all steps that are left; why the run ended early, if it did."""
     try:
         return run.finish(reporter)
     except KeyboardInterrupt:
-        if not run.collected.draws:
+        if not run.collected.draws and not run.plan.traced:
             raise
         return Ending(f"interrupted after {run.steps_done}")
     except Exception as error:  # of the model or the callback: the draws are not its fault

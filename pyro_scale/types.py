@@ -49,10 +49,35 @@ class Batch(NamedTuple):
     anchor: Anchor | tuple[()] = ()
 
 
+class Information(NamedTuple):
+    r"""An observed site's outputs, the free parameters $\eta$ of its distribution, and what it tells about them.
+
+    Attributes:
+        outputs: `(n, elements, k)`: for each row, and each of the numbers that it observes, those that latent sites
+            move; differentiable in the position.
+        root: S with $S S^\top$ Fisher's information in them, `(n, elements, k, r)`.
+        clamped: how many eigenvalues of it were negative and were set to 0; 0-d.
+    """
+
+    outputs: Tensor
+    root: Tensor
+    clamped: Tensor
+
+
 class LogPosterior(Protocol):
     """A target: an unbiased estimate, in nats, of the full log posterior density of the unconstrained position."""
 
     def __call__(self, position: Position, batch: Any, /) -> Tensor: ...
+
+
+class CurvatureTarget(Protocol):
+    """A target whose log-likelihood is known by row, as curvature needs it."""
+
+    def log_prior(self, position: Position, /) -> Tensor: ...
+
+    def log_likelihood(self, position: Position, batch: Batch, /) -> dict[str, Tensor]: ...
+
+    def information(self, position: Position, batch: Batch, /) -> dict[str, Information]: ...
 
 
 class Settings(NamedTuple):
@@ -89,17 +114,50 @@ class BoundKernel:
         noise_shape: `(position) -> tree of torch.Size`, the standard normals that one `init` or `update` takes.
         init: `(position, noise) -> state`.
         update: `(state, batch, noise, settings) -> (state, info)`.
+        approximation: `(state) -> Gaussian`, of a method whose result is a normal distribution; None for others.
     """
 
     noise_shape: Callable[[Position], Any]
     init: Callable[[Position, Noise], Any]
     update: Callable[[Any, Any, Noise, Settings], tuple[Any, Info]]
+    approximation: Callable[[Any], Gaussian] | None = None
+
+
+class Fitting(NamedTuple):
+    """How a kernel is run whose result is where it ends, and not the positions on its way.
+
+    Attributes:
+        num_fits: how many are run side by side, each from a start of its own and to a draw of its own.
+        num_particles: positions that one fit moves together, the leading axis of its position; 0 for one without.
+        from_mode: whether it starts at the mode above its start, where Newton's method finds one.
+        done_at_mode: whether it has nothing to add there.
+        scaled, whitened: whether it moves in coordinates scaled by the curvature at the mode to 1 per datum each, or
+            whitened to 1 in all directions.
+        minibatches: whether it needs them.
+        local: whether it can hold values of each row of minibatches.
+        optimizer: from parameters to the optimizer of torch that takes its steps in its place; None for its own.
+        one_pass: whether it takes in every row once, from the mode of the prior.
+    """
+
+    num_fits: int = 1
+    num_particles: int = 0
+    from_mode: bool = False
+    done_at_mode: bool = False
+    scaled: bool = False
+    whitened: bool = False
+    minibatches: bool = False
+    local: bool = False
+    optimizer: Callable[[Any], Any] | None = None
+    one_pass: bool = False
 
 
 class Kernel(Protocol):
     """Settings of an algorithm: a frozen dataclass. `step_size` None is tuned, or its `default_step_size`.
 
-    A kernel may have a `max_step_size`, above which its step makes no sense; no step of a schedule may pass it.
+    A kernel may have a `max_step_size`, above which its step makes no sense; no step of a schedule may pass it. One
+    that does not sample has `fitting(num_chains) -> Fitting`: its draws are of its bound kernel's `approximation`, or
+    the position it ends at. It may have `objective(target)`, what it climbs if not the log posterior, `at_mode`, the
+    kernel for the curvature at the mode, and `at_batches`, the kernel for a number of minibatches.
     """
 
     @property

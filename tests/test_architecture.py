@@ -25,14 +25,15 @@ ORDER = [
     "types", "tree", "errors", "checks", "schedules", "kinds", "floating", "derivative", "gaussians", "curvature",
     "kernels", "arrays", "datasets", "data", "records", "params", "contraction", "enumeration", "bijections",
     "subsample", "handlers", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites", "outputs",
-    "starts", "terms", "compile", "graph", "recorder", "tracing", "capture", "cached", "inductor", "native",
-    "inlined", "choice", "keyed", "batches", "hessian", "mode", "climbs", "law", "bias", "step_sizes", "spread",
-    "convergence", "superchains", "whitening", "gradient", "local", "inputs", "arriving", "progress", "moments",
-    "collected", "loop", "steps", "draws", "given", "initial", "sample", "pilot", "gradient_noise", "dense",
-    "products", "newton_cg", "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "split",
-    "predict", "inference_data", "storage", "groups", "values", "temperature", "health", "mixing", "assessment",
-    "posterior", "outcome", "files", "module_checks", "parameter_priors", "module_models", "inference", "__init__",
-    "__main__",
+    "information", "starts", "terms", "compile", "graph", "recorder", "tracing", "capture", "cached", "inductor",
+    "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "climbs", "law", "bias", "step_sizes",
+    "spread", "convergence", "superchains", "whitening", "gradient", "local", "inputs", "arriving", "progress",
+    "moments", "collected", "loop", "steps", "draws", "given", "initial", "sample", "pilot", "gradient_noise",
+    "dense", "products", "newton_cg", "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows",
+    "split", "predict", "inference_data", "stored_gaussians", "storage", "groups", "values", "contents",
+    "temperature", "health", "mixing", "assessment", "posterior", "outcome", "files", "module_checks",
+    "parameter_priors", "module_models", "asked", "fit", "descent", "at_mode", "fit_checks", "laplace_fit",
+    "approximate", "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else

@@ -11,6 +11,7 @@ from pyro_scale.gaussians import (
     Block,
     DenseGaussian,
     DiagonalGaussian,
+    HeldGaussian,
     KroneckerGaussian,
     LowRankGaussian,
     gram,
@@ -176,3 +177,19 @@ def test_number_of_draws_is_checked():
     gaussian, _ = diagonal(torch.float64)
     with pytest.raises(ArgumentError, match="n is 0; it must be a whole number of at least 1"):
         sample(gaussian, 0, torch.Generator())
+
+
+def test_held_sites_do_not_move_and_do_not_count():
+    inner, covariance = dense(torch.float64)
+    held = {"held": torch.full((2,), 3.0, dtype=torch.float64)}
+    gaussian = HeldGaussian(inner, held, ("weight", "held", "scale", "bias", "none"))
+    assert list(gaussian.mean) == ["weight", "held", "scale", "bias", "none"]
+    draws = sample(gaussian, 7, torch.Generator().manual_seed(0))
+    assert torch.equal(draws["held"], torch.full((7, 2), 3.0, dtype=torch.float64))
+    alone = sample(inner, 7, torch.Generator().manual_seed(0))
+    assert draws["weight"].shape == alone["weight"].shape and draws["weight"].std(0).min() > 0
+    torch.testing.assert_close(gaussian.log_prob(draws), inner.log_prob({name: draws[name] for name in SHAPES}))
+    rows = drawn(11, leading=(5,)) | {"held": torch.ones(5, 2, dtype=torch.float64)}
+    flat = tree.flat(rows, SHAPES)
+    torch.testing.assert_close(gram(gaussian.spread(rows)), flat @ covariance @ flat.T, rtol=1e-9, atol=1e-10)
+    assert gaussian.log_det == inner.log_det

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from page_reader import Page
-from posterior_cases import exact_posterior, generator, posterior_of
+from posterior_cases import exact_posterior, generator, posterior_of, regression
 from pyro_scale.diagnostics import report, summary
 from torch import Tensor
 
@@ -55,19 +55,20 @@ def full(rows: tuple[Tensor, Tensor], tmp_path_factory: pytest.TempPathFactory) 
     posterior = exact_posterior(*rows, num_samples=200)
     posterior.sample_stats["lp"] = normals(4, 200)
     posterior.sample_stats["kinetic_temperature"] = normals(4, 200, 1).square()
-    posterior.settings |= {"temperature": 1.0, "num_superchains": 2, "elbo": [-3.0, -2.0, -1.5], "tuning": {"modes": 1}}
+    posterior.settings |= {"temperature": 1.0, "num_superchains": 2, "tuning": {"modes": 1}}
     other = posterior_of(posterior.compiled, {"w": exact_posterior(*rows, num_samples=200, seed=1).draws["w"] + 0.1})  # type: ignore[arg-type]
     return written(posterior, tmp_path_factory.mktemp("full"), reference=other)
 
 
 def test_a_full_report_has_every_section(full: Page) -> None:
     expected = ALWAYS | OF_CHAINS | WITH_MODEL | {
-        "Against the reference", "Superchains", "Log posterior", "Temperature", "Loss", "Time"
+        "Against the reference", "Superchains", "Log posterior", "Temperature", "Time", "Not shown"
     }  # fmt: skip
     assert set(full.sections) - {""} == expected
+    assert "chains sample, and climb nothing" in full.sections["Not shown"]  # no objective
     assert "checks" in full.sections[""]  # the verdict stands before the first heading
     assert "2 values" in full.source and "All 2 values." in full.sections["Summary"]
-    for title in OF_CHAINS | WITH_MODEL | {"Superchains", "Log posterior", "Temperature", "Loss"}:
+    for title in OF_CHAINS | WITH_MODEL | {"Superchains", "Log posterior", "Temperature"}:
         assert len(full.sections[title]) > 100, f"{title} does not say how to read it"
     assert full.source.count("<svg") == full.source.count("aria-label=") - 2  # and the verdict's, and the links'
 
@@ -266,3 +267,19 @@ def test_a_page_is_as_readable_as_other_files(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("", encoding="utf-8")
     report(made({"w": normals(1, 1)}), tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_fit_has_its_objective_and_no_chains(rows: tuple[Tensor, Tensor], tmp_path: Path, from_file: bool) -> None:
+    fit = ps.infer(
+        regression, {"x": rows[0], "y": rows[1]}, "vi_diag", num_samples=100, warmup_steps=60, seed=0, progress=False
+    )
+    given: Any = fit
+    if from_file:
+        fit.save(tmp_path / "fit.nc")
+        given = tmp_path / "fit.nc"
+    page = written(given, tmp_path)
+    assert {"Summary", "Objective", "Pairs"} <= set(page.sections)
+    assert not set(page.sections) & {"Traces", "Ranks", "Autocorrelation", "Effective sample size"}
+    assert "the draws are no chains" in page.sections["Not shown"]
+    assert "R-hat" not in page.sections[""]  # the verdict
