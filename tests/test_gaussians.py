@@ -193,3 +193,15 @@ def test_held_sites_do_not_move_and_do_not_count():
     flat = tree.flat(rows, SHAPES)
     torch.testing.assert_close(gram(gaussian.spread(rows)), flat @ covariance @ flat.T, rtol=1e-9, atol=1e-10)
     assert gaussian.log_det == inner.log_det
+
+
+@pytest.mark.parametrize("made", [dense, diagonal, low_rank_of_covariance], ids=lambda made: made.__name__)
+def test_rescaled_is_the_law_of_scaled_distances(made):
+    """About another mean, each coordinate times a number of its own."""
+    gaussian, _ = made(torch.float64)
+    mean = tree.map(lambda leaf: leaf + 1, gaussian.mean)
+    factors = tree.map(lambda leaf: 0.5 + leaf.abs(), gaussian.mean)
+    noise = tree.map(lambda leaf: torch.sin(leaf + 1), gaussian.mean)
+    found = gaussian.rescaled(mean, factors).transform(noise)
+    away = tree.map(torch.sub, gaussian.transform(noise), gaussian.mean)
+    torch.testing.assert_close(found, tree.map(lambda m, f, x: m + f * x, mean, factors, away))
