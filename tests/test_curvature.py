@@ -157,3 +157,12 @@ def test_weights_and_masks_of_observations_count():
     for batch in (compiled.batch(), compiled.batch(torch.arange(ROWS))):
         found = gauss_newton_matrix(Linearised(compiled, "ggn", position, ["w"], batch))
         torch.testing.assert_close(found, expected)
+
+
+def test_an_axis_as_long_as_the_rows_is_not_taken_for_them():
+    case = next(case for case in CASES if case.name.startswith("time first"))
+    compiled = case.compiled()
+    position = compiled.initial_position(1)
+    batch = Linearised(compiled, "ggn", position, list(position), compiled.batch())  # as many rows as times
+    torch.testing.assert_close(gauss_newton_matrix(batch), case.dense(position), rtol=1e-9, atol=1e-10)
+    assert set(batch.others) == {"each.weight", "each.bias"}
