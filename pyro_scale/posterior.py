@@ -98,7 +98,7 @@ class Posterior:
             groups = {"posterior": arrays(self.draws), "sample_stats": arrays(self.sample_stats)}
             for group, field in MOMENT_GROUPS.items():  # as one draw
                 groups[group] = arrays({name: getattr(one, field).unsqueeze(1) for name, one in self.moments.items()})
-            compiled = self._model("idata")
+            compiled = self.model_for("idata")
             everything = {**groups, **data_groups(compiled)}
             self._idata = inference_data.build(everything, dims=axis_names(compiled), attrs=self._attributes())
         return self._idata
@@ -141,14 +141,14 @@ class Posterior:
         made = {
             "log_likelihood": lambda: arrays(self.log_likelihood()),
             "posterior_predictive": lambda: arrays(self.predict(seed=seed).draws),
-            "prior": lambda: prior_draws(self._model("add_groups"), seed),
+            "prior": lambda: prior_draws(self.model_for("add_groups"), seed),
             "warmup_posterior": self._warmup_arrays,
         }
         # a loaded posterior has its warm-up, and without a model its log-likelihood, only there
         present = () if self._idata is None else inference_data.group_names(self._idata)
         groups = {name: made[name]() for name in names if name in SEEDED_GROUPS or name not in present}
         for name, group in groups.items():
-            dims = axis_names(self._model("add_groups"), by_row=name == "log_likelihood")
+            dims = axis_names(self.model_for("add_groups"), by_row=name == "log_likelihood")
             inference_data.extend(self.idata, {name: group}, dims=dims, attrs=self._attributes())
         return self.idata
 
@@ -173,9 +173,9 @@ class Posterior:
             ModelError: a discrete site is not in the plate of the rows.
         """
         seed = check_seed(seed)
-        compiled = self._model("predict")
+        compiled = self.model_for("predict")
         new = data is not None
-        draws = thinned(self._latent_draws("predict", new_rows=new), num_samples)
+        draws = thinned(self.latent_draws("predict", new_rows=new), num_samples)
         on = compiled.on(new_rows(compiled, data, without_observations=True)) if new else compiled
         scored = not new or can_score(on, draws)
         shape = (self._shape[0], self._shape[1] if num_samples is None else num_samples)
@@ -192,8 +192,8 @@ class Posterior:
         Args:
             data: rows with their observations; None for those of the fit.
         """
-        compiled = self._model("log_likelihood")
-        draws = self._latent_draws("log_likelihood", new_rows=data is not None)
+        compiled = self.model_for("log_likelihood")
+        draws = self.latent_draws("log_likelihood", new_rows=data is not None)
         if data is None:
             return log_likelihood(compiled, draws, new_rows=False)
         return log_likelihood(compiled.on(new_rows(compiled, data)), draws, new_rows=True)
@@ -233,7 +233,8 @@ class Posterior:
         seconds, tuning = self.timing.get("sample"), self.settings.get("warmup_steps")
         return {"pyro_scale": json.dumps(self.record), "sampling_time": seconds, "tuning_steps": tuning}
 
-    def _model(self, wanted_by: str) -> CompiledModel:
+    def model_for(self, wanted_by: str) -> CompiledModel:
+        """The model, for `wanted_by`, or a `MissingModelError` that names it."""
         if self.compiled is None:
             raise MissingModelError(
                 f"{wanted_by} runs the model, and this posterior was loaded without it. Load it with "
@@ -241,9 +242,9 @@ class Posterior:
             )
         return self.compiled
 
-    def _latent_draws(self, wanted_by: str, *, new_rows: bool) -> dict[str, Tensor]:
-        """Of the latent sites; for new rows of those only that have no value for each row."""
-        compiled = self._model(wanted_by)
+    def latent_draws(self, wanted_by: str, *, new_rows: bool) -> dict[str, Tensor]:
+        """Draws of the latent sites; for new rows of those only that have no value for each row."""
+        compiled = self.model_for(wanted_by)
         names = [name for name in compiled.latent if not (new_rows and compiled.sites[name].local)]
         if missing := [name for name in names if name not in self.draws]:
             raise MissingModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,6 +18,7 @@ from pyro_scale.errors import MinibatchError, ModelError
 from pyro_scale.handlers import FromValues, run, seeded
 from pyro_scale.other_rows import check_observations
 from pyro_scale.records import PyroSite
+from pyro_scale.split import of_entropies, of_variances
 
 BLOCK_DRAWS = 256
 BLOCK_NUMBERS = 2**22
@@ -70,27 +72,64 @@ def predictive(
         ModelError: a discrete site is shared by rows, or an observed one is missing.
     """
     _check_discrete(compiled)
-    local = [site.name for site in compiled.structure.of_kind("latent") if new_rows and site.local]
-    values = {name: draws[name] for name in compiled.latent if name not in local}
-    drawn_anew = local or compiled.structure.of_kind("enumerated")
+    drawn_anew = _drawn_anew(compiled, new_rows)
+    values = {name: draws[name] for name in compiled.latent if name not in drawn_anew}
     averages: dict[str, _Averages] = {}
     samples: dict[str, list[Tensor]] = {}
 
-    def one(draw: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        found = run(compiled.model, compiled.data, compiled.data.rows, FromValues(draw), sample_observed=True).sites
-        _check_drawn(compiled, found)
-        sites = {site.name: found[site.name] for site in compiled.structure.of_kind("observed")}
-        return {name: {"draw": site["value"], **_moments(site)} for name, site in sites.items()}
-
     with seeded(seed, compiled.data.device):
         for block in _blocks(compiled, values, shape[0] * shape[1]):
-            for name, found in over_draws(one, block, randomness="different").items():
+            for name, found in over_draws(partial(_at_draw, compiled), block, randomness="different").items():
                 samples.setdefault(name, []).append(found.pop("draw"))
                 averages.setdefault(name, _Averages()).add(found)
     result = Prediction({name: torch.cat(parts).unflatten(0, shape) for name, parts in samples.items()})
     for name, average in averages.items():
         average.write(result, name, split=not drawn_anew)
     return result
+
+
+def conditional_means(
+    compiled: CompiledModel, draws: Mapping[str, Tensor], shape: tuple[int, int], *, new_rows: bool
+) -> dict[str, Tensor]:
+    """Observed site -> its mean given each draw, at the rows of `compiled`: the posterior of a function of the rows.
+
+    Args:
+        compiled, draws, shape, new_rows: as of `predictive`.
+
+    Returns:
+        `(num_chains, num_samples, n, *event)`; probabilities `(num_chains, num_samples, n, classes)` of a categorical
+        site. Sites whose distribution has no closed mean are left out.
+
+    Raises:
+        ModelError: latent values of the rows have no draws, so that no mean is known without them.
+    """
+    if anew := _drawn_anew(compiled, new_rows):
+        raise ModelError(
+            f"Site '{anew[0]}' has a value for each row that the draws do not hold, as it is discrete or the rows are "
+            "new, and the mean is not known without it. Sum it out in the model, or leave data out if it is continuous."
+        )
+    parts: dict[str, list[Tensor]] = {}
+    with seeded(0, compiled.data.device):  # what is drawn is not looked at
+        for block in _blocks(compiled, draws, shape[0] * shape[1]):
+            found = over_draws(partial(_at_draw, compiled), block, randomness="different")
+            for name, moments in found.items():
+                for mean in (moments[key] for key in ("probabilities", "mean") if key in moments):
+                    parts.setdefault(name, []).append(mean)
+    return {name: torch.cat(means).unflatten(0, shape) for name, means in parts.items()}
+
+
+def _drawn_anew(compiled: CompiledModel, new_rows: bool) -> list[str]:
+    """Latent sites whose values for the rows are not among the draws."""
+    local = [site.name for site in compiled.structure.of_kind("latent") if new_rows and site.local]
+    return local + [site.name for site in compiled.structure.of_kind("enumerated")]
+
+
+def _at_draw(compiled: CompiledModel, draw: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Observed site -> a value drawn for each row, and moments of its distribution."""
+    found = run(compiled.model, compiled.data, compiled.data.rows, FromValues(draw), sample_observed=True).sites
+    _check_drawn(compiled, found)
+    sites = {site.name: found[site.name] for site in compiled.structure.of_kind("observed")}
+    return {name: {"draw": site["value"], **_moments(site)} for name, site in sites.items()}
 
 
 def _blocks(compiled: CompiledModel, draws: Mapping[str, Tensor], num_draws: int) -> Iterator[dict[str, Tensor]]:
@@ -171,19 +210,17 @@ class _Averages:
             result.mean[name] = probabilities
             if binary:
                 result.sd[name] = (probabilities * (1 - probabilities)).sqrt()
-            aleatoric = average["entropy"]
-            result.total[name] = family(probs=probabilities, validate_args=False).entropy()
-            epistemic = (result.total[name] - aleatoric).clamp(min=0)
+            entropy = family(probs=probabilities, validate_args=False).entropy()
+            parts = of_entropies(entropy, average["entropy"])
         elif "mean" in average:
             result.mean[name] = self.center + average["mean"]
-            aleatoric = average["variance"]
-            epistemic = (average["square"] - average["mean"].square()).clamp(min=0)
-            result.total[name] = aleatoric + epistemic
-            result.sd[name] = result.total[name].sqrt()
+            parts = of_variances(average["variance"], average["square"] - average["mean"].square())
+            result.sd[name] = parts.total.sqrt()
         else:
             return
+        result.total[name] = parts.total
         if split:
-            result.aleatoric[name], result.epistemic[name] = aleatoric, epistemic
+            result.aleatoric[name], result.epistemic[name] = parts.aleatoric, parts.epistemic
 
 
 def log_likelihood(compiled: CompiledModel, draws: Mapping[str, Tensor], *, new_rows: bool) -> dict[str, Tensor]:

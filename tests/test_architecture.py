@@ -30,7 +30,7 @@ ORDER = [
     "keyed", "batches", "hessian", "mode", "climbs", "law", "bias", "step_sizes", "spread", "convergence",
     "superchains", "whitening", "gradient", "local", "inputs", "arriving", "progress", "moments", "collected",
     "loop", "steps", "draws", "given", "initial", "sample", "gradient_noise", "dense", "products", "newton_cg",
-    "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "predict", "inference_data",
+    "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "split", "predict", "inference_data",
     "storage", "groups", "temperature", "health", "mixing", "assessment", "posterior", "outcome", "files",
     "module_checks", "parameter_priors", "module_models", "inference", "__init__", "__main__",
 ]  # fmt: skip
