@@ -9,7 +9,7 @@ from pyro_scale.files import load
 from pyro_scale.inference import infer
 from pyro_scale.module_models import bayesian
 from pyro_scale.posterior import Posterior
-from pyro_scale.predict import Prediction
+from pyro_scale.prediction import Prediction
 
 __all__ = [
     "CompiledModel",

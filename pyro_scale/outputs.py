@@ -26,7 +26,7 @@ def parameters(site: PyroSite) -> dict[str, Tensor]:
     Raises:
         ModelError: the distribution does not name its parameters (a mixture, a transformed distribution).
     """
-    fn = _innermost(site["fn"])
+    fn = innermost(site["fn"])
     names = _made_with(fn)
     if not names:
         raise ModelError(
@@ -41,7 +41,8 @@ def rebuilt(site: PyroSite, values: Mapping[str, Tensor]) -> PyroSite:
     return {**site, "fn": _with_parameters(site["fn"], values)}
 
 
-def _innermost(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
+    """The distribution within `to_event` and `mask`."""
     while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
         fn = fn.base_dist
     return fn

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,8 @@ from pyro_scale.health import Check, Health
 from pyro_scale.mixing import of_draws, of_superchains
 from pyro_scale.moments import Moments
 from pyro_scale.other_rows import can_score, new_rows
-from pyro_scale.predict import Prediction, log_likelihood, predictive
+from pyro_scale.predict import log_likelihood, log_predictive_density, predictive
+from pyro_scale.prediction import Prediction
 from pyro_scale.types import Kernel
 
 REQUESTED_GROUPS = ("log_likelihood", "posterior_predictive", "prior", "warmup_posterior")
@@ -181,9 +181,8 @@ class Posterior:
         shape = (self._shape[0], self._shape[1] if num_samples is None else num_samples)
         prediction = predictive(on, draws, shape, new_rows=new, seed=seed)
         if scored:
-            for name, value in log_likelihood(on, draws, new_rows=new).items():
-                each = value.flatten(0, 1)
-                prediction.log_predictive_density[name] = each.logsumexp(0) - math.log(len(each))
+            density = log_predictive_density(on, draws, shape[0] * shape[1], new_rows=new)
+            prediction.log_predictive_density.update(density)
         return prediction
 
     def log_likelihood(self, data: Any = None) -> dict[str, Tensor]:
