@@ -31,6 +31,7 @@ class Plan:
         pilot_steps: that were taken before, to choose what the run needs.
         sampling: of a step, counted from 0, whether the position that it leads to may be a draw; None for all. The
             draws are spread evenly over these steps after warm-up.
+        traced: whether the log posterior of every step is kept.
 
     Raises:
         ArgumentError: there are fewer such steps than draws.
@@ -44,6 +45,7 @@ class Plan:
     save_warmup: bool = False
     sampling: Callable[[int], bool] | None = None
     pilot_steps: int = 0
+    traced: bool = False
 
     def __post_init__(self) -> None:
         if len(self.sampling_steps) < self.num_samples:
@@ -161,6 +163,7 @@ class Collected:
         self.num_steps = num_steps
         self.num_draws = 0
         self.clamped = torch.zeros(plan.num_chains, dtype=torch.long)
+        self.trace: list[Tensor] = []
 
     def took(self, taken: Taken, finite: int) -> list[str]:
         """Steps were taken, of which the first `finite` started where the log posterior is finite.
@@ -169,6 +172,8 @@ class Collected:
             Names of rows' own sites with a value that is not finite at a position that would be kept.
         """
         before = self.num_steps
+        if self.plan.traced:
+            self.trace.append(taken.log_posterior[:finite].cpu())
         if self.waiting is not None and finite > 0:
             if bad := self._settle([before], self.waiting, taken.log_posterior[:1]):
                 return bad

@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from pyro_scale import inference_data, storage
 from pyro_scale.checks import check_path
 from pyro_scale.compile import CompiledModel, compile_model
+from pyro_scale.contents import MOMENT_GROUPS
 from pyro_scale.data import Model, names_of
 from pyro_scale.errors import DataError, FileFormatError, ModelError
 from pyro_scale.groups import data_groups
 from pyro_scale.health import Check
 from pyro_scale.moments import Moments
 from pyro_scale.plates import prepare
-from pyro_scale.posterior import MOMENT_GROUPS, Posterior
+from pyro_scale.posterior import Posterior
+from pyro_scale.stored_gaussians import named, put_together
+from pyro_scale.types import Gaussian
 
 ROUNDING = 64
 """Observations that the model computes may differ by so many units of rounding from one machine to another."""
@@ -71,8 +74,30 @@ def load(
         settings=record["settings"],
         compiled=compiled,
         checks=[Check(*fields) for fields in record.get("checks", [])],
+        approximation=_approximation(idata, record),
+        trace=_trace(idata),
         idata=idata,
     )
+
+
+def _approximation(idata: Any, record: Mapping[str, Any]) -> Gaussian | None:
+    if record.get("approximation") is None:
+        return None
+    group = inference_data.dataset(idata, "approximation")
+    found: Gaussian = put_together(
+        record["approximation"],
+        {
+            name: group[variable].values
+            for name, variable in inference_data.variable_names(named(record["approximation"])).items()
+        },
+    )
+    return found
+
+
+def _trace(idata: Any) -> torch.Tensor | None:
+    if "trace" not in inference_data.group_names(idata):
+        return None
+    return torch.tensor(inference_data.dataset(idata, "trace")["objective"].values)
 
 
 def _moments(idata: Any, record: Mapping[str, Any]) -> dict[str, Moments]:

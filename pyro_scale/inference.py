@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
+from pyro_scale.approximate import Request, approximated
+from pyro_scale.asked import kernel_of, sites_kept, with_step_size
 from pyro_scale.checks import check_count, checked_seed, derived_seeds
 from pyro_scale.choice import JitCompile, check_jit_compile
 from pyro_scale.collected import Plan
-from pyro_scale.compile import CompiledModel, compile_model
-from pyro_scale.data import Model, names_of
+from pyro_scale.compile import compile_model
+from pyro_scale.data import Model
 from pyro_scale.errors import ArgumentError
 from pyro_scale.initial import initial_positions
-from pyro_scale.kernels import METHODS
 from pyro_scale.local import UNCHANGED
 from pyro_scale.outcome import outcome_of
 from pyro_scale.posterior import Posterior
@@ -139,7 +139,7 @@ def infer(
         arXiv:2406.00104, on parallel SGMCMC.
     """
     began = time.perf_counter()
-    kernel = _kernel(method)
+    kernel = kernel_of(method)
     num_samples = check_count("num_samples", num_samples, 1)
     num_chains = check_count("num_chains", num_chains, 1)
     num_superchains = check_superchains(num_superchains, num_chains)
@@ -158,7 +158,11 @@ def infer(
     compiled = compile_model(
         model, data, constants=constants, batch_size=batch_size, seed=seeds[0], device=device, dtype=dtype
     )
-    kept = _kept(compiled, keep)
+    kept = sites_kept(compiled, keep)
+    started = list(initial) if isinstance(initial, Mapping) else initial
+    if hasattr(kernel, "fitting"):
+        request = Request(kept, num_samples, warmup_steps, num_chains, initial, seed, progress, callback, jit_compile)
+        return approximated(compiled, kernel, request, began)
     start = [initial_positions(compiled, initial, seeds[3:])]
     seconds = {"prepare": time.perf_counter() - began}
     frame, pilot_steps, told = UNCHANGED, 0, {}
@@ -175,7 +179,7 @@ def infer(
     if num_superchains is not None:
         start = [together(start.pop(), num_superchains)]
         frame = frame._replace(anchor=together(frame.anchor, num_superchains))
-    kernel = _with_step_size(kernel)
+    kernel = with_step_size(kernel)
     thinning = (1 if one else 10) if thinning is None else thinning
     if warmup_steps is None:
         warmup_steps = ONE_DRAW_WARMUP if one else num_samples * thinning // 2
@@ -197,7 +201,6 @@ def infer(
     )
     constraining = time.perf_counter() - ready - sum(chains.seconds.values())  # all that is left after the last step
     seconds |= {**chains.seconds, "constrain": constraining}
-    started = list(initial) if isinstance(initial, Mapping) else initial
     origin = {
         "seed": seed,
         "initial": started,
@@ -206,50 +209,3 @@ def infer(
         "bias_tolerance": bias_tolerance,
     }
     return outcome_of(compiled, kernel, plan, chains._replace(seconds=seconds), origin, progress=progress)
-
-
-def _kernel(method: str | Kernel) -> Kernel:
-    """The kernel that a method stands for."""
-    known = f"it must be one of {names_of(list(METHODS))}, or a kernel object, as ps.kernels.SGHMC(step_size=0.01)"
-    if isinstance(method, str):
-        if method.lower() == "nuts":
-            raise ArgumentError(f"method is '{method}', which needs all rows at every step: call ps.diagnostics.nuts.")
-        if method not in METHODS:
-            raise ArgumentError(f"method is '{method}'; {known}.")
-        return _kernel(METHODS[method]())
-    if isinstance(method, type) or not all(hasattr(method, name) for name in ("bind", "step_size", "temperature")):
-        got = f"the class {method.__name__}" if isinstance(method, type) else f"a {type(method).__name__}"
-        raise ArgumentError(f"method is {got}; {known}.")
-    return method
-
-
-def _with_step_size(kernel: Kernel) -> Kernel:
-    """A kernel that was not tuned takes its default."""
-    if kernel.step_size is not None:
-        return kernel
-    default = getattr(kernel, "default_step_size", None)
-    if default is None:
-        raise ArgumentError(f"{type(kernel).__name__} has no step_size and no default for it; set step_size.")
-    chosen: Any = replace(kernel, step_size=default)  # type: ignore[type-var]
-    return cast(Kernel, chosen)
-
-
-def _kept(compiled: CompiledModel, keep: Sequence[str] | None) -> tuple[str, ...]:
-    if keep is None:
-        if not compiled.kept:
-            raise ArgumentError(
-                "Every site has a value for each row, of which a minibatched run keeps no draws by itself. Name "
-                f"those to keep: keep={compiled.drawn}."
-            )
-        return tuple(compiled.kept)
-    if isinstance(keep, str):
-        raise ArgumentError(f"keep is the string {keep!r}; it must be a list of site names, as [{keep!r}].")
-    if not isinstance(keep, Iterable):
-        raise ArgumentError(f"keep is {keep!r}; it must be a list of site names, or None for the default.")
-    keep = list(keep)
-    for name in keep:
-        if name not in compiled.drawn:
-            raise ArgumentError(f"keep names '{name}'; the sites with draws are {names_of(compiled.drawn)}.")
-    if not keep:
-        raise ArgumentError(f"keep is empty; name at least one of {names_of(compiled.drawn)}, or None for the default.")
-    return tuple(keep)

@@ -27,7 +27,7 @@ Attrs = Mapping[str, Any]
 
 LIBRARY = "pyro_scale"
 SAMPLE_DIMS = ("chain", "draw")
-DATA_GROUPS = ("observed_data", "constant_data", "predictions_constant_data")
+DATA_GROUPS = ("observed_data", "constant_data", "predictions_constant_data", "approximation", "trace")
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 

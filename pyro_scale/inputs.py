@@ -201,8 +201,9 @@ def _evaluated(kernel: Kernel, num_steps: int, warmup_steps: int, device: torch.
         schedule = as_schedule(name, setting, value)
         if not callable(value):
             return torch.full((num_steps + 1,), schedule(0), dtype=torch.float64, device=device)
-        values = [check_number(name, f"{setting}({step})", schedule(step), below=largest) for step in range(num_steps)]
-        return torch.tensor([*values, values[-1]], dtype=torch.float64, device=device)
+        steps = range(max(1, num_steps))
+        values = [check_number(name, f"{setting}({step})", schedule(step), below=largest) for step in steps]
+        return torch.tensor([*values[:num_steps], values[-1]], dtype=torch.float64, device=device)
 
     largest = getattr(kernel, "max_step_size", math.inf)
     adapting = (torch.arange(num_steps + 1, device=device) < warmup_steps).to(torch.float64)

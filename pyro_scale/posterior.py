@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pyro_scale import inference_data, storage
+from pyro_scale import contents, inference_data, storage, tree
 from pyro_scale.assessment import by_gradients
 from pyro_scale.checks import check_count, check_path, check_seed
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
-from pyro_scale.draws import at_random, thinned
+from pyro_scale.draws import at_random, constrain, thinned
 from pyro_scale.errors import ArgumentError, MissingModelError
-from pyro_scale.groups import Group, arrays, axis_names, data_groups, prior_draws
+from pyro_scale.gaussians import sample
+from pyro_scale.groups import Group, arrays, axis_names, prior_draws
 from pyro_scale.health import Check, Health
 from pyro_scale.mixing import of_draws, of_superchains
 from pyro_scale.moments import Moments
 from pyro_scale.other_rows import can_score, new_rows
 from pyro_scale.predict import log_likelihood, log_predictive_density, predictive
 from pyro_scale.prediction import Prediction
-from pyro_scale.types import Kernel
+from pyro_scale.types import Gaussian, Kernel
 
 REQUESTED_GROUPS = ("log_likelihood", "posterior_predictive", "prior", "warmup_posterior")
-MOMENT_GROUPS = {"posterior_mean": "mean", "posterior_sd": "sd"}
 SEEDED_GROUPS = ("posterior_predictive", "prior")
 
 
@@ -46,6 +46,10 @@ class Posterior:
         compiled: the model; None for a posterior loaded without it.
         kernel: as it ran; None for NUTS and for a posterior from a file.
         checks: what only the run itself could check; `health` has all.
+        approximation: the normal distribution of unconstrained positions that a method fitted; None for draws of a
+            chain, modes and particles.
+        trace: objective of every step of a fit, `(num_fits, num_steps)`, in nats: the log posterior as the step's rows
+            estimate it, or the evidence lower bound. None for chains.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class Posterior:
         checks: Sequence[Check] = (),
         warmup: Mapping[str, Tensor] | None = None,
         moments: Mapping[str, Moments] | None = None,
+        approximation: Gaussian | None = None,
+        trace: Tensor | None = None,
         idata: Any = None,
     ) -> None:
         self.draws = dict(draws)
@@ -74,6 +80,8 @@ class Posterior:
         self.compiled = compiled
         self.kernel = kernel
         self.checks = tuple(checks)
+        self.approximation = approximation
+        self.trace = trace
         self._warmup = warmup
         self._idata = idata
 
@@ -95,17 +103,14 @@ class Posterior:
         draw, for `moments`; `add_groups` adds others.
         """
         if self._idata is None:
-            groups = {"posterior": arrays(self.draws), "sample_stats": arrays(self.sample_stats)}
-            for group, field in MOMENT_GROUPS.items():  # as one draw
-                groups[group] = arrays({name: getattr(one, field).unsqueeze(1) for name, one in self.moments.items()})
-            compiled = self.model_for("idata")
-            everything = {**groups, **data_groups(compiled)}
-            self._idata = inference_data.build(everything, dims=axis_names(compiled), attrs=self._attributes())
+            self._idata = contents.built(self, self.model_for("idata"))
         return self._idata
 
     @property
     def verdict(self) -> Health:
         """What is known without more gradients: R-hat, effective sample sizes, and what the run itself could check."""
+        if self.trace is not None:
+            return Health(self.checks)
         found = of_draws(self.draws, self.settings.get("tuning", {}).get("modes", 1))
         if groups := self.settings.get("num_superchains"):
             found += of_superchains(self.draws, groups)
@@ -120,6 +125,8 @@ class Posterior:
         predicts at the curvature and gradient noise that are found. They take at most a fifth of the gradients of the
         run, or 2**18 of single rows, and 256 minibatches to see their noise.
         """
+        if self.trace is not None:
+            return self.verdict
         checks, left_out = by_gradients(self.compiled, self.draws, self.kernel, self.settings, self.num_steps)
         return Health([*self.verdict.checks, *checks], left_out)
 
@@ -149,12 +156,21 @@ class Posterior:
         groups = {name: made[name]() for name in names if name in SEEDED_GROUPS or name not in present}
         for name, group in groups.items():
             dims = axis_names(self.model_for("add_groups"), by_row=name == "log_likelihood")
-            inference_data.extend(self.idata, {name: group}, dims=dims, attrs=self._attributes())
+            inference_data.extend(self.idata, {name: group}, dims=dims, attrs=contents.attributes(self))
         return self.idata
 
     def sample(self, n: int, seed: int) -> dict[str, Tensor]:
-        """`n` of the draws at random, `(n, *site)`: without repetition while there are enough, otherwise with."""
-        return at_random(self.draws, check_count("n", n, 1), check_seed(seed))
+        """`n` draws, site -> `(n, *site)`: anew from `approximation`, otherwise of those there are at random.
+
+        The latter are without repetition while there are enough, and so is a posterior that was loaded without its
+        model.
+        """
+        n, seed = check_count("n", n, 1), check_seed(seed)
+        if self.approximation is None or self.compiled is None:
+            return at_random(self.draws, n, seed)
+        positions = sample(self.approximation, n, torch.Generator().manual_seed(seed))
+        blocks = [tree.map(lambda leaf: leaf.unsqueeze(1), positions)]
+        return tree.map(lambda leaf: leaf[0], constrain(self.compiled, blocks, tuple(self.draws)))
 
     def predict(self, data: Any = None, *, num_samples: int | None = None, seed: int = 0) -> Prediction:
         """Posterior predictive distribution of the observed sites.
@@ -212,26 +228,6 @@ class Posterior:
             raise ArgumentError("The warm-up was not saved. Run infer(..., save_warmup=True) to have it.")
         return arrays(self._warmup)
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """What is written beside the arrays: JSON only."""
-        names = inference_data.variable_names(self.moments)
-        return {
-            "dtypes": {name: _dtype(value) for name, value in self.draws.items()},
-            "variables": inference_data.variable_names(self.draws),
-            "moments": {name: (names[name], _dtype(one.mean)) for name, one in self.moments.items()},
-            "latent": {} if self.compiled is None else self.compiled.latent,
-            "num_steps": self.num_steps,
-            "step_size": self.step_size,
-            "timing": self.timing,
-            "settings": self.settings,
-            "checks": self.checks,
-        }
-
-    def _attributes(self) -> dict[str, Any]:
-        seconds, tuning = self.timing.get("sample"), self.settings.get("warmup_steps")
-        return {"pyro_scale": json.dumps(self.record), "sampling_time": seconds, "tuning_steps": tuning}
-
     def model_for(self, wanted_by: str) -> CompiledModel:
         """The model, for `wanted_by`, or a `MissingModelError` that names it."""
         if self.compiled is None:
@@ -251,7 +247,3 @@ class Posterior:
                 f"keep={names}."
             )
         return {name: self.draws[name] for name in names}
-
-
-def _dtype(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")

@@ -66,7 +66,7 @@ class Run:
         self.plan = plan
         self.tuned = frame.whitened is not None
         self.table = Table(compiled, frame)
-        bound = kernel.bind(self.table.target, compiled.num_data)
+        self.bound = bound = kernel.bind(self.table.target, compiled.num_data)
         start = self.table.coordinates(start)
         rows = torch.arange(compiled.batch_size or compiled.num_data, device=compiled.data.device)
         shapes = bound.noise_shape(compiled.at_rows(tree.map(lambda leaf: leaf[0], start), rows))
@@ -184,7 +184,7 @@ def explore(
     num_chains = len(next(iter(start.values())))
     run = Run(compiled, kernel, Plan(number, 0, thinning, num_chains, ()), start, seeds, False, frame)
     run.collected.values = seen
-    ending = _to_the_end(run, Reporter(number * thinning, False, None))
+    ending = to_the_end(run, Reporter(number * thinning, False, None))
     if ending is not None and not ending.failed:
         raise ending.error or KeyboardInterrupt
     if ending is not None:
@@ -213,7 +213,7 @@ def run_chains(
     del start
     seconds = {"capture": time.perf_counter() - began}
     began = time.perf_counter()
-    ending = _to_the_end(run, Reporter(plan.num_steps, progress, callback))
+    ending = to_the_end(run, Reporter(plan.num_steps, progress, callback))
     run.steps.choice.remember()
     seconds |= {"compile": run.steps.choice.seconds, "sample": time.perf_counter() - began - run.steps.choice.seconds}
     kept = run.collected
@@ -239,13 +239,14 @@ def _by_site(kinetic: list[Tensor | tuple[()]], sites: list[str]) -> dict[str, T
     return dict(zip(sites, torch.cat(found).permute(2, 1, 0).contiguous(), strict=True)) if found else {}
 
 
-def _to_the_end(run: Run, reporter: Reporter) -> Ending | None:
+def to_the_end(run: Run, reporter: Reporter) -> Ending | None:
+    """Takes all steps that are left; why the run ended early, if it did."""
     try:
         while run.step <= run.plan.num_steps:
             if ending := run.advance(reporter):
                 return ending
     except KeyboardInterrupt:
-        if not run.collected.draws:
+        if not run.collected.draws and not run.plan.traced:
             raise
         return Ending(f"interrupted after {run.steps_done}")
     except Exception as error:  # of the model or the callback: the draws are not its fault

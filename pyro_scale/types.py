@@ -89,17 +89,39 @@ class BoundKernel:
         noise_shape: `(position) -> tree of torch.Size`, the standard normals that one `init` or `update` takes.
         init: `(position, noise) -> state`.
         update: `(state, batch, noise, settings) -> (state, info)`.
+        approximation: `(state) -> Gaussian`, of a method whose result is a normal distribution; None for others.
     """
 
     noise_shape: Callable[[Position], Any]
     init: Callable[[Position, Noise], Any]
     update: Callable[[Any, Any, Noise, Settings], tuple[Any, Info]]
+    approximation: Callable[[Any], Gaussian] | None = None
+
+
+class Fitting(NamedTuple):
+    """How a kernel is run whose result is where it ends, and not the positions on its way.
+
+    Attributes:
+        num_fits: how many are run side by side, each from a start of its own and to a draw of its own.
+        num_particles: positions that one fit moves together, the leading axis of its position; 0 for one without.
+        from_mode: whether it starts at the mode above its start, where Newton's method finds one.
+        done_at_mode: whether it has nothing to add there.
+        one_pass: whether it is to see every row once.
+    """
+
+    num_fits: int = 1
+    num_particles: int = 0
+    from_mode: bool = False
+    done_at_mode: bool = False
+    one_pass: bool = False
 
 
 class Kernel(Protocol):
     """Settings of an algorithm: a frozen dataclass. `step_size` None is tuned, or its `default_step_size`.
 
-    A kernel may have a `max_step_size`, above which its step makes no sense; no step of a schedule may pass it.
+    A kernel may have a `max_step_size`, above which its step makes no sense; no step of a schedule may pass it. One
+    that does not sample has `fitting(num_chains) -> Fitting`: its draws are of its bound kernel's `approximation`, or
+    the position it ends at.
     """
 
     @property

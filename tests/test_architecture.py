@@ -30,9 +30,10 @@ ORDER = [
     "keyed", "batches", "hessian", "mode", "climbs", "law", "bias", "step_sizes", "spread", "convergence",
     "superchains", "whitening", "gradient", "local", "inputs", "arriving", "progress", "moments", "collected",
     "loop", "steps", "draws", "given", "initial", "sample", "gradient_noise", "dense", "products", "newton_cg",
-    "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "split", "prediction", "predict", "linear", "linearized", "inference_data",
-    "storage", "groups", "temperature", "health", "mixing", "assessment", "posterior", "outcome", "files",
-    "module_checks", "parameter_priors", "module_models", "inference", "__init__", "__main__",
+    "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "split", "prediction", "predict",
+    "linear", "linearized", "predictions", "inference_data", "stored_gaussians", "storage", "groups", "contents",
+    "temperature", "health", "mixing", "assessment", "posterior", "outcome", "files", "module_checks",
+    "parameter_priors", "module_models", "asked", "approximate", "standing_priors", "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import pyro_scale as ps
-from pyro_scale import inference_data, storage
+from pyro_scale import contents, inference_data, storage
 from pyro_scale.compile import compile_model
 from pyro_scale.errors import (
     ArgumentError,
@@ -541,7 +541,7 @@ def test_an_interrupted_save_leaves_the_old_file(suffix: str, tmp_path: Path, mo
 
 def test_the_record_is_plain_json(tmp_path: Path) -> None:
     fitted = labelled_posterior()
-    record = json.loads(json.dumps(fitted.record, allow_nan=False))
+    record = json.loads(json.dumps(contents.record(fitted), allow_nan=False))
     assert record["latent"] == {"w": [DIM]}
     assert record["dtypes"] == {"w": "float64", "norm": "float64"}
     assert json.loads(group(fitted, "posterior").attrs["pyro_scale"]) == record
