@@ -203,6 +203,6 @@ def _check_finite(name: str, function: SiteFunction) -> None:
     if not bool(function.mean.isfinite().all()):
         row = int((~function.mean.isfinite()).any(1).nonzero()[0])
         raise ModelError(
-            f"The parameters of site '{name}' are not finite in row {row} at the posterior's mean. They overflow there, "
-            "or depend on an observation. Use linearized=False."
+            f"The parameters of site '{name}' are not finite in row {row} at the posterior's mean. They overflow, or "
+            "depend on an observation. Use linearized=False."
         )

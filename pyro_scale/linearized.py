@@ -38,6 +38,9 @@ from pyro_scale.unbounded import at_unbounded
 
 Link: TypeAlias = Literal["monte_carlo", "probit"]
 Covariance: TypeAlias = Literal["full", "diagonal"]
+LINKS: tuple[Link, ...] = ("monte_carlo", "probit")
+COVARIANCES: tuple[Covariance, ...] = ("full", "diagonal")
+"""The first is the default."""
 
 MEAN, COVARIANCE, ROOT = "mean of a row", "covariance of a row", "root of a row"
 """Beside the arguments of the model, whose names have no spaces."""
@@ -178,13 +181,17 @@ class _Row:
 
 def _normal_density(given: Tensor, loc: Tensor, inner: Any, covariance: Tensor) -> Tensor:
     """Log density of all numbers of a row together."""
-    own = inner.covariance_matrix if isinstance(inner, dist.MultivariateNormal) else inner.variance.reshape(-1)
-    if own.ndim > 1:
-        own = torch.block_diag(*own.reshape(-1, *own.shape[-2:]))
+    if isinstance(inner, dist.MultivariateNormal):
+        size = inner.event_shape[0]
+        own = torch.block_diag(*inner.covariance_matrix.reshape(-1, size, size))
+    else:
+        own = inner.variance.reshape(-1)
     if own.ndim == covariance.ndim == 1:
-        return dist.Normal(loc.reshape(-1), (own + covariance).sqrt()).log_prob(given.reshape(-1)).sum()
-    total = sum(part if part.ndim == 2 else torch.diag(part) for part in (own, covariance))
-    return dist.MultivariateNormal(loc.reshape(-1), total).log_prob(given.reshape(-1))
+        alone: Any = dist.Normal(loc.reshape(-1), (own + covariance).sqrt(), validate_args=False)
+        return torch.as_tensor(alone.log_prob(given.reshape(-1))).sum()
+    full = [part if part.ndim == 2 else torch.diag(part) for part in (own, covariance)]
+    together: Any = dist.MultivariateNormal(loc.reshape(-1), full[0] + full[1], validate_args=False)
+    return torch.as_tensor(together.log_prob(given.reshape(-1)))
 
 
 def _is_normal(site: PyroSite) -> bool:
@@ -207,11 +214,12 @@ def _root(covariance: Tensor) -> Tensor:
     """A with A A' = covariance, which may be singular: `(n, k, k)`, or `(n, k)` of variances alone."""
     if covariance.ndim == 2:
         return covariance.clamp(min=0).sqrt()
+    root: Tensor
     root, failed = torch.linalg.cholesky_ex(covariance)
-    if not bool(failed.any()):
-        return root
-    eigenvalues, basis = torch.linalg.eigh(covariance)
-    return basis * eigenvalues.clamp(min=0).sqrt().unsqueeze(-2)
+    if bool(failed.any()):
+        eigenvalues, basis = torch.linalg.eigh(covariance)
+        root = basis * eigenvalues.clamp(min=0).sqrt().unsqueeze(-2)
+    return root
 
 
 def _write(result: Prediction, name: str, found: dict[str, Tensor], axis: int, *, split: bool) -> None:

@@ -15,16 +15,18 @@ from pyro_scale.assessment import by_gradients
 from pyro_scale.checks import check_count, check_path, check_seed
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
-from pyro_scale.draws import at_random, constrain, thinned
+from pyro_scale.draws import at_random, constrain
 from pyro_scale.errors import ArgumentError, MissingModelError
 from pyro_scale.gaussians import sample
 from pyro_scale.groups import Group, arrays, axis_names, prior_draws
 from pyro_scale.health import Check, Health
+from pyro_scale.linearized import Covariance, Link
 from pyro_scale.mixing import of_draws, of_superchains
 from pyro_scale.moments import Moments
-from pyro_scale.other_rows import can_score, new_rows
-from pyro_scale.predict import log_likelihood, log_predictive_density, predictive
+from pyro_scale.other_rows import new_rows
+from pyro_scale.predict import log_likelihood
 from pyro_scale.prediction import Prediction
+from pyro_scale.predictions import Wanted, check_wanted, predicted
 from pyro_scale.types import Gaussian, Kernel
 
 REQUESTED_GROUPS = ("log_likelihood", "posterior_predictive", "prior", "warmup_posterior")
@@ -172,7 +174,17 @@ class Posterior:
         blocks = [tree.map(lambda leaf: leaf.unsqueeze(1), positions)]
         return tree.map(lambda leaf: leaf[0], constrain(self.compiled, blocks, tuple(self.draws)))
 
-    def predict(self, data: Any = None, *, num_samples: int | None = None, seed: int = 0) -> Prediction:
+    def predict(
+        self,
+        data: Any = None,
+        *,
+        num_samples: int | None = None,
+        seed: int = 0,
+        linearized: bool = False,
+        link: Link | None = None,
+        covariance: Covariance | None = None,
+        keep_draws: bool = True,
+    ) -> Prediction:
         """Posterior predictive distribution of the observed sites.
 
         Discrete sites of the rows are drawn anew given the others, for the rows of the fit too.
@@ -180,26 +192,25 @@ class Posterior:
         Args:
             data: new rows, in the form that `infer` took, without the observations (then the model's `y=None` is
                 used) or with them (then they are scored too); None for the rows of the fit.
-            num_samples: use that many of the draws of each chain, evenly spaced; None for all.
+            num_samples: use that many of the draws of each chain, evenly spaced; None for all. Linearised: draws of
+                each row's parameters; None for as many as the posterior has draws.
             seed: of the draws.
+            linearized: predict by the model that is linear in the latent sites around the mean of `approximation`
+                (Immer, Korzepa & Bauer, 2021), each row by itself: for Laplace, of networks above all, whose weights
+                need not make sense together in a draw.
+            link: linearised, from logits to probabilities: "monte_carlo", by draws (None), or "probit", in closed
+                form, which does not split their uncertainty. Normal observations always have a closed form.
+            covariance: linearised, "full" of all numbers of a row (None), or "diagonal", each by itself.
+            keep_draws: keep draws of the observed sites, without which memory does not grow with their number.
 
         Raises:
             MissingModelError: the posterior was loaded without a model, or did not keep a latent site.
-            ArgumentError, DataError: an argument of the model is missing or unusable.
-            ModelError: a discrete site is not in the plate of the rows.
+            ArgumentError, DataError: an argument is unusable or missing; there is no `approximation` to linearise at.
+            ModelError: a discrete site is not in the plate of the rows, or the model cannot be linearised.
         """
-        seed = check_seed(seed)
-        compiled = self.model_for("predict")
-        new = data is not None
-        draws = thinned(self.latent_draws("predict", new_rows=new), num_samples)
-        on = compiled.on(new_rows(compiled, data, without_observations=True)) if new else compiled
-        scored = not new or can_score(on, draws)
-        shape = (self._shape[0], self._shape[1] if num_samples is None else num_samples)
-        prediction = predictive(on, draws, shape, new_rows=new, seed=seed)
-        if scored:
-            density = log_predictive_density(on, draws, shape[0] * shape[1], new_rows=new)
-            prediction.log_predictive_density.update(density)
-        return prediction
+        wanted = Wanted(data, num_samples, seed, linearized, link, covariance, keep_draws)
+        wanted = check_wanted(wanted, self.approximation, self.settings.get("method", "this posterior"))
+        return predicted(self.model_for("predict"), self.latent_draws, self._shape, self.approximation, wanted)
 
     def log_likelihood(self, data: Any = None) -> dict[str, Tensor]:
         """Observed site -> log-likelihood of each row at each draw, `(num_chains, num_samples, n)`, in nats.

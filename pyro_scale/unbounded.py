@@ -1,7 +1,7 @@
 """The parameters of an observed site's distribution as numbers without bounds, and the distribution at such numbers.
 
-Probabilities are told by their logits, a covariance by its Cholesky factor, and whatever `arg_constraints` bounds by what
-`biject_to` maps to it: the log of a scale, for example.
+Probabilities are told by their logits, a covariance by its Cholesky factor, and whatever `arg_constraints` bounds by
+what `biject_to` maps to it: the log of a scale, for example.
 """
 
 from __future__ import annotations
