@@ -32,7 +32,7 @@ from pyro_scale.handlers import FromPosition, run
 from pyro_scale.prediction import axis_of_rows
 from pyro_scale.records import PyroSite
 from pyro_scale.types import Gaussian, Position
-from pyro_scale.unbounded import natural, unbounded
+from pyro_scale.unbounded import logits_as_written, natural, unbounded
 
 
 class Part(NamedTuple):
@@ -127,8 +127,8 @@ def functions(compiled: CompiledModel, gaussian: Gaussian, *, diagonal: bool = F
 def row_sites(compiled: CompiledModel, position: Position, rows: Mapping[str, Tensor]) -> dict[str, PyroSite]:
     """The model's sites at a position; observed ones have no value, and what was observed, or None, under "given"."""
     observed = {site.name for site in compiled.structure.of_kind("observed")}
-    source = _Unseen(position, observed)
-    return run(compiled.model, compiled.data, rows, source, sample_discrete=True).sites
+    with logits_as_written():
+        return run(compiled.model, compiled.data, rows, _Unseen(position, observed), sample_discrete=True).sites
 
 
 class _Unseen(FromPosition):

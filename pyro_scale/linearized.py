@@ -31,8 +31,8 @@ from pyro_scale.handlers import seeded
 from pyro_scale.linear import Part, SiteFunction, along_rows, functions, row_sites, split
 from pyro_scale.outputs import innermost
 from pyro_scale.prediction import Prediction, moments
-from pyro_scale.records import PyroSite, user_scale
-from pyro_scale.rows import RowAxis, by_row
+from pyro_scale.records import PyroSite, log_prob, user_scale
+from pyro_scale.rows import RowAxis
 from pyro_scale.types import Gaussian
 from pyro_scale.unbounded import at_unbounded
 
@@ -124,11 +124,7 @@ class _Row:
         """By draws of the parameters."""
         noise = torch.randn(self.num_samples, *mean.shape, dtype=mean.dtype, device=mean.device)
         draws = mean + (noise * root if root.ndim == 1 else noise @ root.mT)
-
-        def one(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-            return self._told(at_unbounded(site, split(self.function.parts, numbers["draw"])), site["given"])
-
-        each = over_draws(one, {"draw": draws}, "different")
+        each = self._told(at_unbounded(site, split(self.function.parts, draws)), site["given"])
         found = {name: each[name].mean(0) for name in ("probabilities", "entropy", "mean", "variance") if name in each}
         if "mean" in each:
             found["spread"] = each["mean"].var(0, correction=0)
@@ -137,10 +133,11 @@ class _Row:
         return found | ({"draw": each["draw"]} if self.keep_draws else {})
 
     def _told(self, site: PyroSite, given: Tensor | None) -> dict[str, Tensor]:
-        """Of one distribution."""
+        """Of the distributions whose parameters are draws along the first axis."""
         found = moments(site)
         if given is not None:
-            found["density"] = by_row({**site, "value": given}, self.rows)[0]
+            density = log_prob({**site, "value": given}, unwrap=self.rows.unwrap)
+            found["density"] = density.flatten(1).sum(1)
         if self.keep_draws:
             value = site["fn"].sample()
             found["draw"] = value.to(torch.zeros(())) if value.is_floating_point() else value
@@ -172,11 +169,9 @@ class _Row:
             )
         variance = covariance if covariance.ndim == 1 else covariance.diagonal()
         shrunk = mean * (1 + math.pi / 8 * variance).rsqrt()
-        at = at_unbounded(site, split(parts, shrunk))
-        found = self._told(at, site["given"])
-        if self.keep_draws:
-            found["draw"] = at["fn"].sample((self.num_samples,))
-        return found
+        number = self.num_samples if self.keep_draws else 1
+        each = self._told(at_unbounded(site, split(parts, shrunk.expand(number, -1))), site["given"])
+        return {name: value if name == "draw" else value[0] for name, value in each.items()}
 
 
 def _normal_density(given: Tensor, loc: Tensor, inner: Any, covariance: Tensor) -> Tensor:

@@ -68,8 +68,10 @@ def predicted(
     new = wanted.data is not None
     on = compiled.on(new_rows(compiled, wanted.data, without_observations=True)) if new else compiled
     if wanted.linearized:
+        check_linear(compiled)
         assert approximation is not None and wanted.link is not None and wanted.covariance is not None
-        return _linearized(on, approximation, shape[0] * shape[1], wanted)
+        middle = compiled.constrain(approximation.mean, list(compiled.latent))
+        return _linearized(on, approximation, middle, shape[0] * shape[1], wanted)
     draws = thinned(latent_draws("predict", new_rows=new), wanted.num_samples)
     scored = not new or can_score(on, draws)
     shape = (shape[0], shape[1] if wanted.num_samples is None else wanted.num_samples)
@@ -80,12 +82,14 @@ def predicted(
     return prediction
 
 
-def _linearized(on: CompiledModel, approximation: Gaussian, num_draws: int, wanted: Wanted) -> Prediction:
-    check_linear(on)
+def _linearized(
+    on: CompiledModel, approximation: Gaussian, middle: dict[str, Tensor], num_draws: int, wanted: Wanted
+) -> Prediction:
+    """At the rows of `on`; `middle` is the mean of the approximation, constrained."""
     number = num_draws if wanted.num_samples is None else check_count("num_samples", wanted.num_samples, 1)
-    middle = {name: value[None, None] for name, value in on.constrain(approximation.mean, list(on.latent)).items()}
-    if wanted.data is not None and can_score(on, middle):
-        check_observations(on, middle)
+    draw = {name: value[None, None] for name, value in middle.items()}
+    if wanted.data is not None and can_score(on, draw):
+        check_observations(on, draw)
     assert wanted.link is not None and wanted.covariance is not None
     return linearized(
         on,
