@@ -125,7 +125,8 @@ class _Row:
         noise = torch.randn(self.num_samples, *mean.shape, dtype=mean.dtype, device=mean.device)
         draws = mean + (noise * root if root.ndim == 1 else noise @ root.mT)
         each = self._told(at_unbounded(site, split(self.function.parts, draws)), site["given"])
-        found = {name: each[name].mean(0) for name in ("probabilities", "entropy", "mean", "variance") if name in each}
+        averaged = ("probabilities", "entropy", "mean", "variance")
+        found: dict[str, Tensor] = {name: each[name].mean(0) for name in averaged if name in each}
         if "mean" in each:
             found["spread"] = each["mean"].var(0, correction=0)
         if "density" in each:
