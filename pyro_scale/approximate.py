@@ -1,83 +1,38 @@
-"""Fits modes and normal distributions by the steps of a kernel, and makes a posterior of what they lead to."""
+"""From a kernel that does not sample to a posterior: where it starts, its steps, and the draws of what they lead to."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
+from pyro_scale.at_mode import Started, frame_at, prior_mode, started, steps_of
 from pyro_scale.checks import derived_seeds
-from pyro_scale.choice import JitCompile
-from pyro_scale.collected import Ending, Plan
+from pyro_scale.collected import Ending
 from pyro_scale.compile import CompiledModel
+from pyro_scale.descent import descended
 from pyro_scale.draws import constrain
-from pyro_scale.errors import NonFiniteError
+from pyro_scale.errors import ArgumentError, MinibatchError, NonFiniteError
+from pyro_scale.fit import Fit, Request, passed, stepped
+from pyro_scale.fit_checks import checks_of, why_not_checked
 from pyro_scale.gaussians import sample
-from pyro_scale.health import of_ending
 from pyro_scale.hessian import row_blocks
 from pyro_scale.initial import initial_positions
 from pyro_scale.loaders import Streamed
-from pyro_scale.mode import DENSE_LIMIT, Mode, newton
+from pyro_scale.local import UNCHANGED
 from pyro_scale.outcome import judge
 from pyro_scale.posterior import Posterior
-from pyro_scale.progress import Callback, Reporter
-from pyro_scale.sample import Run, to_the_end
-from pyro_scale.schedules import cosine
-from pyro_scale.types import Fitting, Gaussian, Position
+from pyro_scale.types import Fitting, Position
 
 logger = logging.getLogger("pyro_scale")
 
-STEPS = 2000
-"""Steps of a fit whose number is not given."""
-
-
-class Request(NamedTuple):
-    """What was asked of `infer`, checked.
-
-    Attributes:
-        keep: sites whose draws are kept.
-        num_samples, warmup_steps, num_chains, initial, seed, progress, callback, jit_compile: as those of `infer`.
-    """
-
-    keep: tuple[str, ...]
-    num_samples: int
-    warmup_steps: int | None
-    num_chains: int
-    initial: Literal["prior", "mode"] | Mapping[str, Any] | None
-    seed: int
-    progress: bool
-    callback: Callback | None
-    jit_compile: JitCompile
-
-
-class Fit(NamedTuple):
-    """What the steps leave.
-
-    Attributes:
-        position: where they end, `(num_fits, *site)`, in unconstrained coordinates.
-        gaussian: what was fitted; None for a method whose result is the position.
-        trace: objective of every step, `(num_fits, num_steps)`, in nats.
-        ending: why they ended early, if they did.
-        seconds: of capture, compilation and steps.
-        how: steps ran, as "captured".
-        step_size: of the last step; None without steps.
-    """
-
-    position: Position
-    gaussian: Gaussian | None
-    trace: Tensor
-    ending: Ending | None
-    seconds: dict[str, float]
-    how: str
-    step_size: float | None
+LAST = 10
+"""The objective at the end is the mean of the last steps, one in so many."""
 
 
 def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: float) -> Posterior:
@@ -90,77 +45,67 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
         began: when, by `time.perf_counter`.
 
     Raises:
-        NonFiniteError, Exception: as `infer`.
+        ArgumentError, MinibatchError, NonFiniteError, Exception: as `infer`.
     """
     fitting: Fitting = kernel.fitting(request.num_chains)
-    seeds = derived_seeds(request.seed, 4 + fitting.num_fits * max(1, fitting.num_particles))
-    start = initial_positions(compiled, request.initial, seeds[4:])
+    _check(compiled, kernel, fitting)
+    number = fitting.num_fits * max(1, fitting.num_particles)
+    seeds = derived_seeds(request.seed, 6 + number)
+    start = initial_positions(compiled, request.initial, seeds[6:])
     seconds = {"prepare": time.perf_counter() - began}
-    asked = kernel
-    modes = _modes(compiled, kernel, start) if fitting.from_mode and kernel.step_size is None else None
-    if modes is not None:
-        start = tree.map(lambda *leaves: torch.stack(leaves), *(mode.position for mode in modes))
-        if hasattr(kernel, "at_mode"):
-            kernel = kernel.at_mode(modes[0].negative_hessian, modes[0].position)
+    one = tree.map(lambda leaf: leaf[0], start)
+    if fitting.one_pass:
+        fit = passed(compiled, kernel, prior_mode(compiled, one), seeds[0], request)
+        return _posterior(compiled, kernel, fitting, fit, seeds[1], request, {**seconds, **fit.seconds})
+    num_steps = steps_of(compiled) if request.warmup_steps is None else request.warmup_steps
+    firsts = start if fitting.num_particles == 0 else tree.map(lambda leaf: leaf[:1], start)
+    at = started(compiled, kernel, fitting, firsts, num_steps, seeds[2:4], request)
     seconds["tune"] = time.perf_counter() - began - seconds["prepare"]
-    num_steps = request.warmup_steps
-    if num_steps is None:
-        num_steps = 0 if fitting.done_at_mode and modes is not None else STEPS
-    fit = _fitted(compiled, kernel, fitting, start, num_steps, seeds, request)
-    posterior = _posterior(compiled, asked, fitting, fit, num_steps, seeds[3], request, {**seconds, **fit.seconds})
-    if fit.ending is not None:
-        _tell(fit.ending, posterior)
-    judge(posterior, request.progress)
-    return posterior
+    if at.ending is not None:
+        fit = Fit(at.position, None, torch.empty(fitting.num_fits, 0), at.ending)
+    else:
+        ready, start, frame = _ready(compiled, kernel, fitting, at, start, seeds[4])
+        if fitting.done_at_mode and at.exact and request.warmup_steps is None:
+            num_steps = 0
+        if fitting.optimizer is not None:
+            fit = descended(compiled, kernel, fitting, start, num_steps, seeds[2:4], request)
+        else:
+            fit = stepped(compiled, ready, fitting, start, num_steps, seeds[2:4], request, frame)
+    return _posterior(compiled, kernel, fitting, fit, seeds[1], request, {**seconds, **fit.seconds})
 
 
-def _modes(compiled: CompiledModel, kernel: Any, start: Position) -> list[Mode] | None:
-    """What Newton's method finds above every start; None where it does not apply, or finds no mode above one."""
-    number = len(next(iter(start.values())))
-    if tree.size(start) // number > DENSE_LIMIT or isinstance(compiled.data, Streamed):
-        return None
-    objective = kernel.objective(compiled) if hasattr(kernel, "objective") else compiled
-    blocks = row_blocks(compiled)
-    found = [newton(objective, blocks, tree.map(lambda leaf, k=k: leaf[k], start)) for k in range(number)]
-    return found if all(mode.converged for mode in found) else None
+def _check(compiled: CompiledModel, kernel: Any, fitting: Fitting) -> None:
+    name, local = type(kernel).__name__, list(compiled.local)
+    if fitting.minibatches and compiled.batch_size in (None, compiled.num_data):
+        raise ArgumentError(f"{name} is as wide as minibatches make it, and there are none: set batch_size.")
+    if local and (fitting.one_pass or fitting.num_particles > 0 or (compiled.batch_size and not fitting.local)):
+        raise MinibatchError(
+            f"{name} cannot hold site '{local[0]}', which has a value for each row. Use vi_diag or sghmc, which can."
+        )
+    if fitting.one_pass and isinstance(compiled.data, Streamed):
+        raise ArgumentError(f"{name} goes through all rows once; pass loader.dataset in place of the loader.")
 
 
-def _fitted(
-    compiled: CompiledModel,
-    kernel: Any,
-    fitting: Fitting,
-    start: Position,
-    num_steps: int,
-    seeds: list[int],
-    request: Request,
-) -> Fit:
-    """What so many steps lead to."""
-    began = time.perf_counter()
-    if kernel.step_size is None:
-        kernel = replace(kernel, step_size=cosine(kernel.default_step_size, 0.0, max(1, num_steps)))
-    # the run takes one step more than its plan says
-    plan = Plan(0, max(0, num_steps - 1), 1, fitting.num_fits, request.keep, traced=True)
-    if num_steps == 0:
-        gaussian = None
-        return Fit(start, gaussian, torch.empty(fitting.num_fits, 0), None, {}, "not at all", None)
-    run = Run(compiled, kernel, plan, start, seeds[1:3], request.jit_compile)
-    seconds = {"capture": time.perf_counter() - began}
-    began = time.perf_counter()
-    ending = to_the_end(run, Reporter(plan.num_steps, request.progress, request.callback))
-    run.steps.choice.remember()
-    seconds |= {"compile": run.steps.choice.seconds, "sample": time.perf_counter() - began - run.steps.choice.seconds}
-    gaussian = None
-    if run.bound.approximation is not None:
-        gaussian = run.bound.approximation(_first(run.steps.chains))
-    step_size = float(run.inputs.settings.step_size[-1])
-    position = run.table.position(run.steps.chains.position)
-    trace = torch.cat(run.collected.trace).T.contiguous()
-    return Fit(position, gaussian, trace, ending, seconds, run.steps.choice.how, step_size)
+def _ready(
+    compiled: CompiledModel, kernel: Any, fitting: Fitting, at: Started, start: Position, seed: int
+) -> tuple[Any, Position, Any]:
+    """The kernel, start and coordinates of the steps, once the mode is known."""
+    frame = UNCHANGED if kernel.step_size is not None else frame_at(compiled, fitting, at)
+    if at.curvature is not None and hasattr(kernel, "at_mode"):
+        kernel = kernel.at_mode(at.curvature, tree.map(lambda leaf: leaf[0], at.position))
+    if at.curvature is not None and hasattr(kernel, "at_batches"):
+        assert compiled.batch_size is not None
+        kernel = kernel.at_batches(compiled.num_data / compiled.batch_size)
+    if fitting.num_particles == 0:
+        return kernel, at.position, frame
+    if frame.whitened is None:
+        return kernel, tree.map(lambda leaf: leaf.unsqueeze(0), start), frame
+    generator = torch.Generator().manual_seed(seed)
 
+    def normals(leaf: Tensor) -> Tensor:
+        return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype, device="cpu").to(leaf.device)
 
-def _first(chains: Any) -> Any:
-    """The state of the first."""
-    return pytree.tree_map(lambda leaf: leaf[0], chains)
+    return kernel, frame.whitened.position(tree.map(lambda leaf: normals(leaf.unsqueeze(0)), start)), frame
 
 
 def _posterior(
@@ -168,60 +113,84 @@ def _posterior(
     kernel: Any,
     fitting: Fitting,
     fit: Fit,
-    num_steps: int,
     seed: int,
     request: Request,
     seconds: dict[str, float],
 ) -> Posterior:
+    """The posterior of a fit, with a warning where it ended early or a check failed."""
     began = time.perf_counter()
-    stats = {}
-    if fit.gaussian is not None:
-        positions = sample(fit.gaussian, request.num_samples, torch.Generator().manual_seed(seed))
-        stats["log_density"] = fit.gaussian.log_prob(positions).unsqueeze(0)
-        positions = tree.map(lambda leaf: leaf.unsqueeze(1), positions)
-    else:
-        positions = tree.map(lambda leaf: leaf.unsqueeze(0), fit.position)
-        stats["lp"] = torch.stack([_log_posterior(compiled, fit.position, k) for k in range(fitting.num_fits)])[:, None]
+    positions, stats = _positions(compiled, fitting, fit, request.num_samples, seed)
     draws = constrain(compiled, [positions], request.keep)
-    num_chains, num_samples = next(iter(draws.values())).shape[:2]
-    started = list(request.initial) if isinstance(request.initial, Mapping) else request.initial
-    settings = {
+    constrained = time.perf_counter()
+    checks = checks_of(compiled, kernel, fit)
+    posterior = Posterior(
+        draws,
+        sample_stats=stats,
+        num_steps=fit.trace.shape[1],
+        step_size=fit.step_size,
+        timing={**seconds, "constrain": constrained - began, "health": time.perf_counter() - constrained},
+        settings=_settings(compiled, kernel, fit, request, next(iter(draws.values())).shape),
+        compiled=compiled,
+        kernel=kernel,
+        checks=checks,
+        approximation=fit.gaussian,
+        trace=fit.trace,
+    )
+    if fit.ending is not None:
+        _tell(fit.ending, posterior)
+    judge(posterior, request.progress)
+    return posterior
+
+
+def _positions(
+    compiled: CompiledModel, fitting: Fitting, fit: Fit, num_samples: int, seed: int
+) -> tuple[Position, dict[str, Tensor]]:
+    """Draws of the result, `(draws, chains, *site)`, and what is known of each, `(chains, draws)`."""
+    if fit.gaussian is not None:
+        drawn = sample(fit.gaussian, num_samples, torch.Generator().manual_seed(seed))
+        log_density = fit.gaussian.log_prob(drawn).unsqueeze(0)
+        return tree.map(lambda leaf: leaf.unsqueeze(1), drawn), {"log_density": log_density}
+    single = fitting.num_particles == 0
+    points = fit.position if single else tree.map(lambda leaf: leaf.squeeze(0), fit.position)
+    values = _log_posterior(compiled, points)
+    if single:
+        return tree.map(lambda leaf: leaf.unsqueeze(0), points), {"lp": values.unsqueeze(1)}
+    return tree.map(lambda leaf: leaf.unsqueeze(1), points), {"lp": values.unsqueeze(0)}
+
+
+def _log_posterior(compiled: CompiledModel, points: Position) -> Tensor:
+    """Of all rows at positions `(n, *site)`; NaN where they are those of a loader."""
+    number = len(next(iter(points.values())))
+    if isinstance(compiled.data, Streamed):
+        return torch.full((number,), torch.nan)
+    blocks, values = row_blocks(compiled), []
+    with torch.no_grad():
+        for k in range(number):
+            point = tree.map(lambda leaf, k=k: leaf[k], points)
+            values.append(torch.stack([compiled(point, block) / block.scale for block in blocks]).sum())
+    return torch.stack(values)
+
+
+def _settings(compiled: CompiledModel, kernel: Any, fit: Fit, request: Request, shape: torch.Size) -> dict[str, Any]:
+    last = fit.trace[0, -max(1, fit.trace.shape[1] // LAST) :].double()
+    return {
         "method": type(kernel).__name__,
         "kernel": repr(kernel),
         "seed": request.seed,
-        "initial": started,
-        "num_chains": num_chains,
-        "num_samples": num_samples,
-        "warmup_steps": num_steps,
+        "initial": list(request.initial) if isinstance(request.initial, Mapping) else request.initial,
+        "num_chains": shape[0],
+        "num_samples": shape[1],
+        "warmup_steps": fit.trace.shape[1],
         "batch_size": compiled.batch_size,
         "num_data": compiled.num_data,
         "temperature": None if callable(kernel.temperature) else kernel.temperature,
         "dtype": str(compiled.data.dtype).removeprefix("torch."),
         "steps_run": fit.how,
+        "objective": float(last.mean()) if len(last) else None,
+        "objective_error": float(last.std() / len(last) ** 0.5) if len(last) > 1 else None,
+        "left_out": why_not_checked(compiled),
         "ended_early": fit.ending.reason if fit.ending else None,
     }
-    return Posterior(
-        draws,
-        sample_stats=stats,
-        num_steps=fit.trace.shape[1],
-        step_size=fit.step_size,
-        timing={**seconds, "constrain": time.perf_counter() - began},
-        settings=settings,
-        compiled=compiled,
-        kernel=kernel,
-        checks=of_ending(fit.ending.reason if fit.ending else None),
-        approximation=fit.gaussian,
-        trace=fit.trace,
-    )
-
-
-def _log_posterior(compiled: CompiledModel, positions: Position, number: int) -> Tensor:
-    """Of all rows at one of several positions; NaN where the rows are those of a loader."""
-    if isinstance(compiled.data, Streamed):
-        return torch.tensor(math.nan)
-    position = tree.map(lambda leaf: leaf[number], positions)
-    with torch.no_grad():
-        return torch.stack([compiled(position, block) / block.scale for block in row_blocks(compiled)]).sum()
 
 
 def _tell(ending: Ending, posterior: Posterior) -> None:

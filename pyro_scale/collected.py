@@ -31,7 +31,7 @@ class Plan:
         pilot_steps: that were taken before, to choose what the run needs.
         sampling: of a step, counted from 0, whether the position that it leads to may be a draw; None for all. The
             draws are spread evenly over these steps after warm-up.
-        traced: whether the log posterior of every step is kept.
+        traced: whether the run is a fit: the log posterior of every step is kept, and no step follows the last.
 
     Raises:
         ArgumentError: there are fewer such steps than draws.
@@ -59,6 +59,11 @@ class Plan:
     def num_steps(self) -> int:
         """Steps a chain takes in all."""
         return self.warmup_steps + self.num_samples * self.thinning
+
+    @property
+    def final_step(self) -> int:
+        """Number of the last step, counted from 0: behind those of the chain there is one that only evaluates."""
+        return self.num_steps - self.traced
 
     @cached_property
     def sampling_steps(self) -> Sequence[int]:

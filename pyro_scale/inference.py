@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from pyro_scale.approximate import Request, approximated
+from pyro_scale.approximate import approximated
 from pyro_scale.asked import kernel_of, sites_kept, with_step_size
 from pyro_scale.checks import check_count, checked_seed, derived_seeds
 from pyro_scale.choice import JitCompile, check_jit_compile
@@ -17,6 +17,7 @@ from pyro_scale.collected import Plan
 from pyro_scale.compile import compile_model
 from pyro_scale.data import Model
 from pyro_scale.errors import ArgumentError
+from pyro_scale.fit import Request
 from pyro_scale.initial import initial_positions
 from pyro_scale.local import UNCHANGED
 from pyro_scale.outcome import outcome_of

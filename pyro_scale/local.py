@@ -10,7 +10,7 @@ moves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -59,8 +59,8 @@ class LocalTarget:
 class Table:
     """States of all chains whose trees by site hold the values of all rows, and the part of them that a batch moves.
 
-    Every tree by site in a state counts, as position, momentum or a preconditioner: kernels know nothing of it. Without
-    local sites, and in full batch, the part is the whole.
+    Every tree by site in a state counts, as position, momentum or a preconditioner, in tuples within it too: kernels
+    know nothing of it. Without local sites, and in full batch, the part is the whole.
 
     Args:
         compiled: the model.
@@ -107,6 +107,8 @@ class Table:
         chains = torch.arange(len(indices), device=indices.device).unsqueeze(1)
 
         def put(field: Any, moved: Any) -> Any:
+            if isinstance(field, tuple):
+                return _like(moved, map(put, field, moved))
             if not isinstance(field, dict):
                 return moved
             for name, axis in self.axes.items():
@@ -114,7 +116,7 @@ class Table:
                     field[name].movedim(axis, 1)[chains, indices] = moved[name].movedim(axis, 1)
             return {name: field[name] if name in self.axes else leaf for name, leaf in moved.items()}
 
-        return type(after)(*map(put, state, after))
+        return put(state, after)
 
     def copied(self, state: Any) -> Any:
         """A state of its own, that steps to come do not write to."""
@@ -141,13 +143,22 @@ class Table:
             return function(leaf, self.axes[name]) if name in self.axes else leaf
 
         def mapped(field: Any) -> Any:
+            if isinstance(field, tuple):
+                return _like(field, map(mapped, field))
             return {name: one(name, leaf) for name, leaf in field.items()} if isinstance(field, dict) else field
 
-        return type(state)(*map(mapped, state))
+        return mapped(state)
+
+
+def _like(state: Any, parts: Iterable[Any]) -> Any:
+    """A tuple, named as the state is."""
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 def _shapes(field: Any, local: Collection[str]) -> list[torch.Size]:
     """Of all tensors but those of the local sites in a tree by site."""
+    if isinstance(field, tuple):
+        return [shape for part in field for shape in _shapes(part, local)]
     if isinstance(field, dict):
         field = {name: leaf for name, leaf in field.items() if name not in local}
     return [leaf.shape for leaf in pytree.tree_leaves(field) if isinstance(leaf, Tensor)]

@@ -128,7 +128,8 @@ class Posterior:
         run, or 2**18 of single rows, and 256 minibatches to see their noise.
         """
         if self.trace is not None:
-            return self.verdict
+            reason = self.settings.get("left_out")
+            return Health(self.checks, [f"Whether the gradient is 0 is not checked: {reason}."] if reason else [])
         checks, left_out = by_gradients(self.compiled, self.draws, self.kernel, self.settings, self.num_steps)
         return Health([*self.verdict.checks, *checks], left_out)
 

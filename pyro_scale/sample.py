@@ -70,7 +70,7 @@ class Run:
         start = self.table.coordinates(start)
         rows = torch.arange(compiled.batch_size or compiled.num_data, device=compiled.data.device)
         shapes = bound.noise_shape(compiled.at_rows(tree.map(lambda leaf: leaf[0], start), rows))
-        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.num_steps, seeds, plan.warmup_steps)
+        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.final_step, seeds, plan.warmup_steps)
         anchor = frame.anchor
         self.steps = Steps(compiled, kernel, self.table, bound, start, self.inputs, seeds[1], jit_compile, anchor)
         self.collected = self._collected()
@@ -242,7 +242,7 @@ def _by_site(kinetic: list[Tensor | tuple[()]], sites: list[str]) -> dict[str, T
 def to_the_end(run: Run, reporter: Reporter) -> Ending | None:
     """Takes all steps that are left; why the run ended early, if it did."""
     try:
-        while run.step <= run.plan.num_steps:
+        while run.step <= run.plan.final_step:
             if ending := run.advance(reporter):
                 return ending
     except KeyboardInterrupt:

@@ -106,13 +106,23 @@ class Fitting(NamedTuple):
         num_particles: positions that one fit moves together, the leading axis of its position; 0 for one without.
         from_mode: whether it starts at the mode above its start, where Newton's method finds one.
         done_at_mode: whether it has nothing to add there.
-        one_pass: whether it is to see every row once.
+        scaled, whitened: whether it moves in coordinates scaled by the curvature at the mode to 1 per datum each, or
+            whitened to 1 in all directions.
+        minibatches: whether it needs them.
+        local: whether it can hold values of each row of minibatches.
+        optimizer: from parameters to the optimizer of torch that takes its steps in its place; None for its own.
+        one_pass: whether it takes in every row once, from the mode of the prior.
     """
 
     num_fits: int = 1
     num_particles: int = 0
     from_mode: bool = False
     done_at_mode: bool = False
+    scaled: bool = False
+    whitened: bool = False
+    minibatches: bool = False
+    local: bool = False
+    optimizer: Callable[[Any], Any] | None = None
     one_pass: bool = False
 
 
@@ -121,7 +131,8 @@ class Kernel(Protocol):
 
     A kernel may have a `max_step_size`, above which its step makes no sense; no step of a schedule may pass it. One
     that does not sample has `fitting(num_chains) -> Fitting`: its draws are of its bound kernel's `approximation`, or
-    the position it ends at.
+    the position it ends at. It may have `objective(target)`, what it climbs if not the log posterior, `at_mode`, the
+    kernel for the curvature at the mode, and `at_batches`, the kernel for a number of minibatches.
     """
 
     @property

@@ -33,7 +33,8 @@ ORDER = [
     "ascent", "fisher", "seen", "diagonal", "tunable", "warmup", "other_rows", "split", "prediction", "predict",
     "linear", "linearized", "predictions", "inference_data", "stored_gaussians", "storage", "groups", "contents",
     "temperature", "health", "mixing", "assessment", "posterior", "outcome", "files", "module_checks",
-    "parameter_priors", "module_models", "asked", "approximate", "standing_priors", "inference", "__init__", "__main__",
+    "parameter_priors", "module_models", "asked", "fit", "descent", "at_mode", "fit_checks", "approximate",
+    "standing_priors", "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else

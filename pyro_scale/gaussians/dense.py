@@ -42,6 +42,10 @@ class DenseGaussian:
         """Of the covariance; 0-d."""
         return 2 * self.factor.diagonal().log().sum()
 
+    def rescaled(self, mean: Position, factors: Position) -> DenseGaussian:
+        """The law of a mean plus factors, one a coordinate, times the distance from the own mean."""
+        return DenseGaussian(mean, tree.ravel(factors).unsqueeze(1) * self.factor)
+
     def transform(self, noise: Position) -> Position:
         """A position from standard normals; leading axes stay."""
         shapes = tree.shapes(self.mean)

@@ -34,6 +34,10 @@ class DiagonalGaussian:
         """Of the covariance; 0-d."""
         return 2 * torch.stack([leaf.log().sum() for leaf in self.sd.values()]).sum()
 
+    def rescaled(self, mean: Position, factors: Position) -> DiagonalGaussian:
+        """The law of a mean plus factors, one a coordinate, times the distance from the own mean."""
+        return DiagonalGaussian(mean, tree.map(torch.mul, self.sd, factors))
+
     def transform(self, noise: Position) -> Position:
         """A position from standard normals; leading axes stay."""
         return tree.map(lambda z, m, s: m + s * z, noise, self.mean, self.sd)

@@ -57,6 +57,10 @@ class LowRankGaussian:
         """Of the covariance; 0-d."""
         return 2 * (torch.stack([leaf.log().sum() for leaf in self.scale.values()]).sum() + self.stretch.log().sum())
 
+    def rescaled(self, mean: Position, factors: Position) -> LowRankGaussian:
+        """The law of a mean plus factors, one a coordinate, times the distance from the own mean."""
+        return LowRankGaussian(mean, tree.map(torch.mul, self.scale, factors), self.directions, self.stretch)
+
     def transform(self, noise: Position) -> Position:
         """A position from standard normals; leading axes stay."""
         shapes = tree.shapes(self.mean)

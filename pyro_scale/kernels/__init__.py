@@ -1,12 +1,19 @@
 """Scalable kernels: settings that `bind` to a target. One file an algorithm."""
 
 from pyro_scale.kernels.baoab import BAOAB
+from pyro_scale.kernels.dense_ekf import DenseEKF
+from pyro_scale.kernels.dense_vi import DenseVI
+from pyro_scale.kernels.diagonal_ekf import DiagonalEKF
 from pyro_scale.kernels.diagonal_vi import DiagonalVI
+from pyro_scale.kernels.ensemble import Ensemble
+from pyro_scale.kernels.low_rank_vi import LowRankVI
 from pyro_scale.kernels.map import MAP
 from pyro_scale.kernels.psgld import PSGLD
 from pyro_scale.kernels.sghmc import SGHMC
 from pyro_scale.kernels.sgld import SGLD
 from pyro_scale.kernels.sgnht import SGNHT
+from pyro_scale.kernels.svgd import SVGD
+from pyro_scale.kernels.swag import SWAG
 
 METHODS = {
     "sghmc": SGHMC,
@@ -15,8 +22,30 @@ METHODS = {
     "baoab": BAOAB,
     "psgld": PSGLD,
     "map": MAP,
+    "ensemble": Ensemble,
     "vi_diag": DiagonalVI,
+    "vi_dense": DenseVI,
+    "vi_lowrank": LowRankVI,
+    "swag": SWAG,
+    "svgd": SVGD,
+    "ekf_diag": DiagonalEKF,
+    "ekf_dense": DenseEKF,
 }
 """What the strings mean that `infer` takes as a method."""
 
-__all__ = ["BAOAB", "MAP", "PSGLD", "SGHMC", "SGLD", "SGNHT", "DiagonalVI"]
+__all__ = [
+    "BAOAB",
+    "MAP",
+    "PSGLD",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
+    "SVGD",
+    "SWAG",
+    "DenseEKF",
+    "DenseVI",
+    "DiagonalEKF",
+    "DiagonalVI",
+    "Ensemble",
+    "LowRankVI",
+]

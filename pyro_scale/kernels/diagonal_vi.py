@@ -1,25 +1,16 @@
 r"""Mean-field variational inference: a normal of independent coordinates, by reparametrised gradients.
 
-The normal $q = N(\mu, \mathrm{diag}(\sigma^2))$ maximises $E_q[\log p(\theta)] - T E_q[\log q(\theta)]$, at temperature
-T = 1 the evidence lower bound of Kucukelbir et al. (2017), equation 5, which is at most the log evidence. With standard
-normals z and $\theta = \mu + \sigma z$, the derivative along $\mu$ in units of $\sigma$, and along $\log \sigma$, is
+With $\theta = \mu + \sigma z$, averaged over several z (`reparametrised.py`),
 
-$$a = \sigma \nabla \log p(\theta), \qquad b = a z + T,$$
+$$a = \sigma \nabla \log p(\theta), \quad b = a z + T, \qquad \text{or} \qquad
+a = \sigma \nabla \log p(\theta) + T z, \quad b = a z$$
 
-averaged over several z; with `stick_the_landing`, Roeder, Wu & Duvenaud (2017), section 3, it is
+without the score of q, which is `stick_the_landing`; and then, by Adam with $\delta = 1$,
 
-$$a = \sigma \nabla \log p(\theta) + T z, \qquad b = a z,$$
+$$\mu' = \mu + \epsilon \sigma \, \mathrm{Adam}(a), \qquad
+\log \sigma' = \log \sigma + \epsilon \, \mathrm{Adam}(b / 2).$$
 
-whose mean is the same and whose variance vanishes where q is the posterior. Both go through Adam:
-
-$$\mu' = \mu + \epsilon \sigma \, \mathrm{Adam}(a), \qquad \log \sigma' = \log \sigma + \epsilon \, \mathrm{Adam}(b),$$
-
-so that a step does not depend on the units of the coordinates.
-
-References:
-    Kucukelbir, Tran, Ranganath, Gelman & Blei (2017), Automatic differentiation variational inference, JMLR.
-    Roeder, Wu & Duvenaud (2017), Sticking the landing: simple, lower-variance gradient estimators for variational
-    inference, NeurIPS.
+A step does not depend on the units of the coordinates.
 """
 
 from __future__ import annotations
@@ -34,8 +25,8 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.gaussians import DiagonalGaussian
 from pyro_scale.kernels import adam
-from pyro_scale.kernels.reparametrised import Estimate, estimate, noise_shape
-from pyro_scale.schedules import as_schedule, check_number
+from pyro_scale.kernels.reparametrised import DAMPING, check, check_scale, gradients, noise_shape, objective
+from pyro_scale.schedules import check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings
 
 
@@ -44,13 +35,13 @@ class DiagonalVI:
     """Settings of mean-field variational inference.
 
     Args:
-        step_size: epsilon, Adam's learning rate, in standard deviations of q: a number or schedule; > 0. None is
-            `default_step_size`, which falls to 0 along half a cosine.
+        step_size: epsilon, a step in standard deviations of q: a number or schedule; > 0. None is `default_step_size`,
+            which falls to 0 along half a cosine, from a start at a mode.
         num_particles: draws of q that the gradient of a step averages; >= 1.
         stick_the_landing: whether the gradient leaves out the score of q, whose mean is 0.
-        temperature: 1 is the evidence lower bound; below 1 q is narrower, and 0 leaves a point, which is never reached.
-        initial_sd: sds at the start, in unconstrained coordinates: a number, or a tree by site; > 0. None is the
-            curvature's at the mode, where Newton's method finds one (up to 300 coordinates), or `num_data**-0.5`.
+        temperature: 1 is the evidence lower bound; below 1 q is narrower, at 0 without end; a number or schedule; >= 0.
+        initial_sd: sds of q at the start, in unconstrained coordinates: a number, or a tree by site; > 0. None is what
+            the curvature at the mode says, or `num_data**-0.5` with a step_size of one's own.
 
     Raises:
         ArgumentError: a setting or num_data is out of its range or not a number.
@@ -71,20 +62,19 @@ class DiagonalVI:
     initial_sd: float | Position | None = None
 
     def __post_init__(self) -> None:
-        if self.step_size is not None:
-            as_schedule("DiagonalVI", "step_size", self.step_size, positive=True)
-        as_schedule("DiagonalVI", "temperature", self.temperature)
+        check(self)
+        check_scale("DiagonalVI", self.initial_sd)
 
     def fitting(self, num_chains: int) -> Fitting:
         """One normal, around the mode."""
-        return Fitting(from_mode=True)
+        return Fitting(from_mode=True, local=True)
 
-    def at_mode(self, negative_hessian: Tensor, like: Position) -> DiagonalVI:
-        """Starts with the sds that are right for a normal posterior of this curvature, `(d, d)`."""
+    def at_mode(self, curvature: Tensor, like: Position) -> DiagonalVI:
+        """Starts with the sds that are right for a normal posterior of this curvature, `(d, d)` or its diagonal."""
         if self.initial_sd is not None:
             return self
-        sds = negative_hessian.diagonal().rsqrt()
-        return replace(self, initial_sd=tree.unravel(sds, tree.shapes(like)))
+        diagonal = curvature if curvature.ndim == 1 else curvature.diagonal()
+        return replace(self, initial_sd=tree.unravel(diagonal.rsqrt(), tree.shapes(like)))
 
     def bind(self, target: LogPosterior, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
@@ -117,8 +107,8 @@ def init(initial_sd: float | Position, position: Position, noise: Noise) -> Diag
     """Starts around a position; the noise is not used."""
     first = next(iter(position.values()))
     log_sd = tree.map(torch.log, tree.full_like(position, initial_sd))
-    num_steps = torch.zeros((), dtype=torch.long, device=first.device)
-    return DiagonalVIState(position, log_sd, adam.no_moments(position), adam.no_moments(position), num_steps)
+    none, num_steps = adam.no_moments(position), torch.zeros((), dtype=torch.long, device=first.device)
+    return DiagonalVIState(position, log_sd, none, adam.no_moments(position), num_steps)
 
 
 def update(
@@ -130,18 +120,20 @@ def update(
     settings: Settings,
 ) -> tuple[DiagonalVIState, Info]:
     """One step, by the equations at the top of this file."""
-    gaussian, temperature, num_steps = approximation(state), settings.temperature, state.num_steps + 1
-    found: Estimate = estimate(target, gaussian, batch, noise, temperature)
-    slopes = gaussian.spread(found.gradients)
+    q, temperature, num_steps = approximation(state), settings.temperature, state.num_steps + 1
+    slopes, values = gradients(target, q.transform(noise), batch)
+    slopes = q.spread(slopes)
     if stick_the_landing:
         slopes = tree.map(lambda slope, z: slope + temperature * z, slopes, noise)
-    along_mean = tree.map(lambda slope: slope.mean(0), slopes)
     own = 0.0 if stick_the_landing else temperature
-    along_sd = tree.map(lambda slope, z: (slope * z).mean(0) + own, slopes, noise)
-    mean_step, mean_moments = adam.direction(along_mean, *state.mean_moments, num_steps)
-    sd_step, sd_moments = adam.direction(along_sd, *state.sd_moments, num_steps)
+    along_sd = tree.map(lambda slope, z: ((slope * z).mean(0) + own) / 2, slopes, noise)
+    along_mean = tree.map(lambda slope: slope.mean(0), slopes)
+    ahead, mean_moments = adam.direction(along_mean, *state.mean_moments, num_steps, DAMPING)
+    wider, sd_moments = adam.direction(along_sd, *state.sd_moments, num_steps, DAMPING)
     rate = settings.step_size
-    position = tree.map(lambda x, sd, step: (x + rate * sd * step).to(x.dtype), state.position, gaussian.sd, mean_step)
-    log_sd = tree.map(lambda x, step: (x + rate * step).to(x.dtype), state.log_sd, sd_step)
-    moved = DiagonalVIState(position, log_sd, mean_moments, sd_moments, num_steps)
-    return moved, Info(found.objective, torch.zeros_like(num_steps))
+    position = tree.map(lambda x, sd, step: (x + rate * sd * step).to(x.dtype), state.position, q.sd, ahead)
+    log_sd = tree.map(lambda x, step: (x + rate * step).to(x.dtype), state.log_sd, wider)
+    value = objective(values, noise, q.log_det, temperature)
+    return DiagonalVIState(position, log_sd, mean_moments, sd_moments, num_steps), Info(
+        value, torch.zeros_like(num_steps)
+    )

@@ -1,0 +1,123 @@
+"""Whether a fit has converged: checks, each a number beside its limit."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_scale import tree
+from pyro_scale.capture import first_line
+from pyro_scale.compile import CompiledModel
+from pyro_scale.fisher import Fisher
+from pyro_scale.fit import Fit
+from pyro_scale.gradient import anchor_at
+from pyro_scale.health import Check, at_most, of_ending
+from pyro_scale.hessian import AllRows, Spectrum, row_blocks
+from pyro_scale.loaders import Streamed
+from pyro_scale.mode import DENSE_LIMIT
+
+logger = logging.getLogger("pyro_scale")
+
+DISTANCE_LIMIT = {"dense": 0.1, "diagonal": 1.0}
+"""From the mode, in posterior standard deviations: of the normal with the curvature there, or a root mean square over
+coordinates, each with its own curvature."""
+RISE_LIMIT = 0.1
+"""That the objective may still rise from the third quarter of the steps to the last, in nats a coordinate."""
+ERRORS = 3
+LONGER = "Raise warmup_steps, or lower step_size."
+
+
+def why_not_checked(compiled: CompiledModel) -> str:
+    """What keeps the gradient of all rows from being looked at; "" if nothing does."""
+    if isinstance(compiled.data, Streamed):
+        return "the rows come from a DataLoader"
+    if compiled.local and compiled.batch_size is not None:
+        return f"'{next(iter(compiled.local))}' has a value for each row of the minibatches"
+    return ""
+
+
+def checks_of(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
+    """Checks of a fit; the fit is not lost to what they meet in a model."""
+    found = of_ending(fit.ending.reason if fit.ending else None)
+    try:
+        if fit.gaussian is None and hasattr(kernel, "objective"):
+            found += _of_modes(compiled, kernel, fit)
+        elif kernel.fitting(1).one_pass:
+            found.append(_of_filter(compiled, fit))
+        elif fit.trace.shape[1] > 0:
+            found += _of_trace(fit)
+    except Exception as error:
+        logger.warning("The fit could not be judged: %s.", first_line(error))
+    return found
+
+
+def _of_modes(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
+    """How far the worst of the positions is from a mode."""
+    if why_not_checked(compiled):
+        return []
+    number = len(next(iter(fit.position.values())))
+    size = tree.size(fit.position) // number
+    measure = _newton_distance if size <= DENSE_LIMIT else _rms_distance
+    away = [measure(compiled, kernel, tree.map(lambda leaf, k=k: leaf[k], fit.position)) for k in range(number)]
+    worst = max(range(number), key=lambda k: away[k] if math.isfinite(away[k]) else math.inf)
+    limit = DISTANCE_LIMIT["dense" if size <= DENSE_LIMIT else "diagonal"]
+    remedy = (
+        f"the gradient there is not 0: the climb has not reached a mode. {LONGER} Where the log posterior has no mode "
+        "(a group sd at 0, separable classes without a prior) give the sites proper priors."
+    )
+    where = f"fit {worst}" if number > 1 else ""
+    return [at_most("distance from the mode, in sds", away[worst], limit, where, remedy)]
+
+
+def _of_filter(compiled: CompiledModel, fit: Fit) -> Check:
+    """Gradient of the log posterior of all rows at the mean, in sds of the normal: 0 where the likelihood is normal."""
+    assert fit.gaussian is not None
+    gradient = anchor_at(compiled, row_blocks(compiled), fit.gaussian.mean).gradient
+    along = fit.gaussian.spread(tree.map(lambda leaf: leaf.unsqueeze(0), gradient))
+    value = math.sqrt(float(tree.ravel(along).double().square().mean()))
+    remedy = (
+        "the normal is not around the mode: the outputs are far from linear within it, or rows were taken in only once "
+        "where they tell more. Smaller batches linearise more often; vi_diag and laplace methods go on until they fit."
+    )
+    return at_most("distance from the mode, in sds", value, DISTANCE_LIMIT["diagonal"], "", remedy)
+
+
+def _newton_distance(compiled: CompiledModel, kernel: Any, position: Any) -> float:
+    """Length of Newton's step, in sds of the normal with the curvature there."""
+    rows = AllRows(kernel.objective(compiled), row_blocks(compiled), position)
+    vector = tree.ravel(position)
+    gradient, hessian = rows.gradient(vector)[0], rows.negative_hessian(vector)
+    if not (gradient.isfinite().all() and hessian.isfinite().all()):
+        return math.inf
+    spectrum = Spectrum.of(hessian)
+    if not spectrum.positive:
+        return math.inf
+    return math.sqrt(max(0.0, float(gradient @ spectrum.solve(gradient))))
+
+
+def _rms_distance(compiled: CompiledModel, kernel: Any, position: Any) -> float:
+    """Root mean square over coordinates of the gradient times the sd that their own curvature leaves."""
+    fisher = Fisher(compiled, torch.Generator().manual_seed(0))
+    gradient: Tensor = tree.ravel(anchor_at(kernel.objective(compiled), fisher.blocks, position).gradient)
+    rows, rest = fisher.diagonal(position)
+    curvature = rows + rest
+    known = curvature > 0
+    return math.sqrt(float((gradient[known] ** 2 / curvature[known]).double().mean()))
+
+
+def _of_trace(fit: Fit) -> list[Check]:
+    """By how much the objective still rises."""
+    quarter = fit.trace.shape[1] // 4
+    if quarter < 2:
+        return []
+    size = tree.size(fit.position) // len(next(iter(fit.position.values())))
+    before, after = fit.trace[0, -2 * quarter : -quarter].double(), fit.trace[0, -quarter:].double()
+    rise = float(after.mean() - before.mean())
+    error = math.sqrt(float((before.var() + after.var()) / quarter))
+    passed = rise - ERRORS * error <= RISE_LIMIT * size
+    remedy = "" if passed else f"the objective still rises: the fit has not converged. {LONGER}"
+    return [Check("rise of the objective, in nats", rise, RISE_LIMIT * size, passed, "", remedy)]
