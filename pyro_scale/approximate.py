@@ -21,8 +21,10 @@ from pyro_scale.errors import ArgumentError, MinibatchError, NonFiniteError
 from pyro_scale.fit import Fit, Request, passed, stepped
 from pyro_scale.fit_checks import checks_of, why_not_checked
 from pyro_scale.gaussians import sample
+from pyro_scale.health import of_ending
 from pyro_scale.hessian import row_blocks
 from pyro_scale.initial import initial_positions
+from pyro_scale.laplace_fit import LaplaceFit, laplace_at
 from pyro_scale.loaders import Streamed
 from pyro_scale.local import UNCHANGED
 from pyro_scale.outcome import judge
@@ -57,6 +59,8 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
     if fitting.one_pass:
         fit = passed(compiled, kernel, prior_mode(compiled, one), seeds[0], request)
         return _posterior(compiled, kernel, fitting, fit, seeds[1], request, {**seconds, **fit.seconds})
+    # Laplace's approximations climb by a kernel of their own, and look at all rows at the end
+    asked, kernel = kernel, kernel.optimizer if hasattr(kernel, "approximate") else kernel
     num_steps = steps_of(compiled) if request.warmup_steps is None else request.warmup_steps
     firsts = start if fitting.num_particles == 0 else tree.map(lambda leaf: leaf[:1], start)
     at = started(compiled, kernel, fitting, firsts, num_steps, seeds[2:4], request)
@@ -71,7 +75,13 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
             fit = descended(compiled, kernel, fitting, start, num_steps, seeds[2:4], request)
         else:
             fit = stepped(compiled, ready, fitting, start, num_steps, seeds[2:4], request, frame)
-    return _posterior(compiled, kernel, fitting, fit, seeds[1], request, {**seconds, **fit.seconds})
+    seconds |= fit.seconds
+    around = None
+    if asked is not kernel:
+        began = time.perf_counter()
+        around = laplace_at(compiled, asked, tree.map(lambda leaf: leaf[0], fit.position), seeds[5])
+        fit, seconds["curvature"] = fit._replace(gaussian=around.gaussian), time.perf_counter() - began
+    return _posterior(compiled, asked, fitting, fit, seeds[1], request, seconds, around)
 
 
 def _check(compiled: CompiledModel, kernel: Any, fitting: Fitting) -> None:
@@ -116,20 +126,27 @@ def _posterior(
     seed: int,
     request: Request,
     seconds: dict[str, float],
+    around: LaplaceFit | None = None,
 ) -> Posterior:
     """The posterior of a fit, with a warning where it ended early or a check failed."""
     began = time.perf_counter()
     positions, stats = _positions(compiled, fitting, fit, request.num_samples, seed)
     draws = constrain(compiled, [positions], request.keep)
     constrained = time.perf_counter()
-    checks = checks_of(compiled, kernel, fit)
+    settings = _settings(compiled, kernel, fit, request, next(iter(draws.values())).shape)
+    if around is None:
+        checks = checks_of(compiled, kernel, fit)
+    else:
+        checks = [*of_ending(settings["ended_early"]), *around.checks]
+        settings["log_marginal_likelihood"] = around.log_marginal_likelihood
+        settings["gradient_norm"] = around.gradient_norm
     posterior = Posterior(
         draws,
         sample_stats=stats,
         num_steps=fit.trace.shape[1],
         step_size=fit.step_size,
         timing={**seconds, "constrain": constrained - began, "health": time.perf_counter() - constrained},
-        settings=_settings(compiled, kernel, fit, request, next(iter(draws.values())).shape),
+        settings=settings,
         compiled=compiled,
         kernel=kernel,
         checks=checks,

@@ -13,6 +13,7 @@ from pyro_scale.data import FEW_ROWS, Data, Model, names_of
 from pyro_scale.errors import ArgumentError, MinibatchError
 from pyro_scale.first_runs import check_sites
 from pyro_scale.handlers import FromPosition, FromValues, LatentSource, Run, run
+from pyro_scale.information import information, rows_of_terms
 from pyro_scale.outputs import parameters, rebuilt
 from pyro_scale.params import tell_of
 from pyro_scale.plates import batch_size_of, prepare
@@ -20,7 +21,7 @@ from pyro_scale.rows import by_row
 from pyro_scale.sites import Site, Structure, describe
 from pyro_scale.starts import blame, find_start
 from pyro_scale.terms import Terms, terms_of
-from pyro_scale.types import Batch, Position
+from pyro_scale.types import Batch, Information, Position
 
 
 def compile_model(
@@ -184,6 +185,11 @@ class CompiledModel:
             for site in self._over_rows()
             if site.name in outputs and site.rows is not None
         }
+
+    def information(self, position: Position, batch: Batch) -> dict[str, Information]:
+        """Observed site -> free parameters of its distribution and their Fisher information, by row; or `ModelError`."""
+        rows, found = rows_of_terms(self.structure), self._run(position, batch.data).sites
+        return {name: information(found[name], axis) for name, axis in rows.items()}
 
     def constrain(self, position: Position, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Values of latent and deterministic sites in the model's own space.

@@ -31,7 +31,7 @@ def parameters(site: PyroSite) -> dict[str, Tensor]:
     if not names:
         raise ModelError(
             f"Site '{site['name']}' is {type(fn).__name__}, which does not name its parameters, so that its outputs "
-            "cannot be told. Use log_likelihood, or a distribution with arg_constraints."
+            "cannot be told. Use log_likelihood (curvature='fisher' or 'hessian'), or a distribution with arg_constraints."
         )
     return {name: getattr(fn, name) for name in names}
 
@@ -70,10 +70,10 @@ def _with_parameters(fn: Any, values: Mapping[str, Tensor]) -> Any:
         return _with_parameters(fn.base_dist, values).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.MaskedDistribution):
         return _with_parameters(fn.base_dist, values).mask(fn._mask)
-    return type(fn)(**values, **_settings(fn), validate_args=False)
+    return type(fn)(**values, **settings(fn), validate_args=False)
 
 
-def _settings(fn: Any) -> dict[str, Any]:
+def settings(fn: Any) -> dict[str, Any]:
     """What the distribution was made with beside its parameters, as Multinomial's total_count."""
     names = (
         inspect.signature(type(fn).__init__).parameters.keys() - fn.arg_constraints.keys() - {"self", "validate_args"}

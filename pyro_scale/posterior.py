@@ -109,6 +109,11 @@ class Posterior:
         return self._idata
 
     @property
+    def log_marginal_likelihood(self) -> float | None:
+        """Laplace's log p(y), in nats; None for other methods, and at another temperature than 1."""
+        return self.settings.get("log_marginal_likelihood")
+
+    @property
     def verdict(self) -> Health:
         """What is known without more gradients: R-hat, effective sample sizes, and what the run itself could check."""
         if self.trace is not None:

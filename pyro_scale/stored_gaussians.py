@@ -9,11 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_scale.gaussians import Block, DenseGaussian, DiagonalGaussian, KroneckerGaussian, LowRankGaussian
+from pyro_scale.gaussians import (
+    Block,
+    DenseGaussian,
+    DiagonalGaussian,
+    HeldGaussian,
+    KroneckerGaussian,
+    LowRankGaussian,
+)
 from pyro_scale.types import Gaussian
 
 KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Block, DenseGaussian, DiagonalGaussian, KroneckerGaussian, LowRankGaussian)
+    kind.__name__: kind
+    for kind in (Block, DenseGaussian, DiagonalGaussian, HeldGaussian, KroneckerGaussian, LowRankGaussian)
 }
 
 
@@ -33,6 +41,8 @@ def taken_apart(gaussian: Gaussian) -> tuple[Any, dict[str, Tensor]]:
             return {"tensor": name, "dtype": str(value.dtype).removeprefix("torch.")}
         if isinstance(value, Mapping):
             return {"sites": {name: part(leaf, *path, name) for name, leaf in value.items()}}
+        if isinstance(value, str):
+            return {"text": value}
         kind = type(value).__name__
         if kind in KINDS:
             return {"kind": kind, "fields": {name: part(getattr(value, name), *path, name) for name in _fields(value)}}
@@ -45,6 +55,8 @@ def put_together(record: Any, tensors: Mapping[str, Any]) -> Any:
     """The inverse, from arrays or tensors by name."""
     if isinstance(record, list):
         return tuple(put_together(one, tensors) for one in record)
+    if "text" in record:
+        return record["text"]
     if "tensor" in record:
         return torch.as_tensor(tensors[record["tensor"]]).to(getattr(torch, record["dtype"]))
     if "sites" in record:
@@ -77,8 +89,8 @@ def named(record: Any) -> list[str]:
     """Names of the tensors of a record, in order."""
     if isinstance(record, list):
         return [name for one in record for name in named(one)]
-    if "tensor" in record:
-        return [record["tensor"]]
+    if "tensor" in record or "text" in record:
+        return [record["tensor"]] if "tensor" in record else []
     return [name for one in record.get("sites", record.get("fields")).values() for name in named(one)]
 
 

@@ -49,10 +49,35 @@ class Batch(NamedTuple):
     anchor: Anchor | tuple[()] = ()
 
 
+class Information(NamedTuple):
+    r"""An observed site's outputs, the free parameters $\eta$ of its distribution, and what it tells about them.
+
+    Attributes:
+        outputs: `(n, elements, k)`: for each row, and each of the numbers that it observes, those that latent sites
+            move; differentiable in the position.
+        root: S with $S S^\top$ Fisher's information in them, `(n, elements, k, r)`.
+        clamped: how many eigenvalues of it were negative and were set to 0; 0-d.
+    """
+
+    outputs: Tensor
+    root: Tensor
+    clamped: Tensor
+
+
 class LogPosterior(Protocol):
     """A target: an unbiased estimate, in nats, of the full log posterior density of the unconstrained position."""
 
     def __call__(self, position: Position, batch: Any, /) -> Tensor: ...
+
+
+class CurvatureTarget(Protocol):
+    """A target whose log-likelihood is known by row, as curvature needs it."""
+
+    def log_prior(self, position: Position, /) -> Tensor: ...
+
+    def log_likelihood(self, position: Position, batch: Batch, /) -> dict[str, Tensor]: ...
+
+    def information(self, position: Position, batch: Batch, /) -> dict[str, Information]: ...
 
 
 class Settings(NamedTuple):

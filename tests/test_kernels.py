@@ -53,7 +53,9 @@ def close(first, second, tolerance=1e-12):
 
 
 def test_every_kernel_has_a_row():
-    assert sorted({case.name for case in CASES}) == sorted(kernels.__all__)
+    """Of those that sample; `test_approximations.py` asks it of the others."""
+    sampling = [name for name in kernels.__all__ if not hasattr(getattr(kernels, name), "fitting")]
+    assert sorted({case.name for case in CASES}) == sorted(sampling)
     assert sorted(kernel.__name__ for kernel in kernels.METHODS.values()) == sorted(kernels.__all__)
 
 

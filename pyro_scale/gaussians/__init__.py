@@ -2,6 +2,7 @@
 
 from pyro_scale.gaussians.dense import DenseGaussian
 from pyro_scale.gaussians.diagonal import DiagonalGaussian
+from pyro_scale.gaussians.held import HeldGaussian
 from pyro_scale.gaussians.kronecker import Block, KroneckerGaussian
 from pyro_scale.gaussians.low_rank import LowRankGaussian
 from pyro_scale.gaussians.normals import gram, sample
@@ -10,6 +11,7 @@ __all__ = [
     "Block",
     "DenseGaussian",
     "DiagonalGaussian",
+    "HeldGaussian",
     "KroneckerGaussian",
     "LowRankGaussian",
     "gram",

@@ -31,7 +31,8 @@ def sample(gaussian: Gaussian, n: int, generator: torch.Generator) -> Position:
     def normals(leaf: Tensor) -> Tensor:
         return torch.randn((n, *leaf.shape), generator=generator, dtype=leaf.dtype, device="cpu").to(leaf.device)
 
-    return gaussian.transform(tree.map(normals, gaussian.mean))
+    held = getattr(gaussian, "held", {})
+    return gaussian.transform({name: normals(leaf) for name, leaf in gaussian.mean.items() if name not in held})
 
 
 def log_density(squares: Tensor, log_det: Tensor, num_coordinates: int) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.gaussians import DenseGaussian
-from pyro_scale.kernels.gauss_newton import gauss_newton, log_likelihood, negative_hessian
+from pyro_scale.kernels.gauss_newton import information_root, log_likelihood, negative_hessian
 from pyro_scale.schedules import check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Settings, Shapes
 
@@ -102,7 +102,7 @@ def update(
         identity = torch.eye(len(precision), dtype=precision.dtype, device=precision.device)
         precision = torch.linalg.solve(identity + transition_sd**2 * precision, precision)
         precision = (precision + precision.T) / 2
-    root = gauss_newton(target, state.position, batch)
+    root = information_root(target, state.position, batch)
     precision = precision + root.T @ root
     move = torch.linalg.solve(precision, tree.flat(gradient, shapes))
     position = tree.map(torch.add, state.position, tree.unravel(move, shapes))

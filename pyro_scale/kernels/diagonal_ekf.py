@@ -24,7 +24,7 @@ import torch
 from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.gaussians import DiagonalGaussian
-from pyro_scale.kernels.gauss_newton import gauss_newton, log_likelihood, negative_hessian
+from pyro_scale.kernels.gauss_newton import information_root, log_likelihood, negative_hessian
 from pyro_scale.schedules import check_number
 from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Settings, Shapes
 
@@ -95,7 +95,7 @@ def update(
     """Takes in one batch, by the equations at the top of this file."""
     # each row once: the batch does not stand for all of them
     gradient, value = grad_and_value(partial(log_likelihood, target))(state.position, batch)
-    root, shapes = gauss_newton(target, state.position, batch), tree.shapes(state.position)
+    root, shapes = information_root(target, state.position, batch), tree.shapes(state.position)
     variance = tree.ravel(state.variance) + transition_sd**2
     spread = root * variance
     inner = torch.eye(len(root), dtype=root.dtype, device=root.device) + spread @ root.T

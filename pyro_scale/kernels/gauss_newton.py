@@ -11,30 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import hessian, jacrev
 from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
 from pyro_scale.types import Position
 
 
-def gauss_newton(target: Any, position: Position, batch: Any) -> Tensor:
+@torch.enable_grad()
+def information_root(target: Any, position: Position, batch: Any) -> Tensor:
     """R of the rows of the batch, each once; `(outputs, d)`, in the order of the sites."""
-    shapes = tree.shapes(position)
-    like, structure = pytree.tree_flatten(target.outputs(position, batch))
-
-    def outputs(vector: Tensor) -> Tensor:
-        return _joined(pytree.tree_leaves(target.outputs(tree.unravel(vector, shapes), batch)))
-
-    def minus_log_prob(values: Tensor) -> Tensor:
-        parts = values.split([leaf.numel() for leaf in like])
-        leaves = [part.reshape(leaf.shape) for part, leaf in zip(parts, like, strict=True)]
-        terms = target.output_log_prob(pytree.tree_unflatten(leaves, structure), batch)
-        return -torch.stack([term.sum() for term in terms.values()]).sum()
-
-    jacobian = jacrev(outputs)(tree.ravel(position))
+    here = tree.ravel(position).detach().requires_grad_()
+    leaves, structure = pytree.tree_flatten(target.outputs(tree.unravel(here, tree.shapes(position)), batch))
+    outputs = torch.cat([leaf.reshape(-1) for leaf in leaves])
+    jacobian = _jacobian(outputs, here)
     moved = (jacobian != 0).any(1)  # the Hessian in an output that no site moves, as a known scale, is not asked for
-    information = hessian(minus_log_prob)(_joined(like).detach())[moved][:, moved]
+    there = outputs.detach().requires_grad_()
+    parts = there.split([leaf.numel() for leaf in leaves])
+    given = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    terms = target.output_log_prob(pytree.tree_unflatten(given, structure), batch)
+    minus = -torch.stack([term.sum() for term in terms.values()]).sum()
+    (slope,) = torch.autograd.grad(minus, there, create_graph=True)
+    information = _jacobian(slope, there)[moved][:, moved]
     values, vectors = torch.linalg.eigh((information + information.T) / 2)
     root: Tensor = values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T @ jacobian[moved]
     return root
@@ -45,12 +42,18 @@ def log_likelihood(target: Any, position: Position, batch: Any) -> Tensor:
     return torch.stack([values.sum() for values in target.log_likelihood(position, batch).values()]).sum()
 
 
+@torch.enable_grad()
 def negative_hessian(function: Callable[[Position], Tensor], position: Position) -> Tensor:
     """Of a function of a position, `(d, d)`, in the order of the sites."""
-    shapes = tree.shapes(position)
-    found: Tensor = -hessian(lambda vector: function(tree.unravel(vector, shapes)))(tree.ravel(position))
-    return found
+    here = tree.ravel(position).detach().requires_grad_()
+    value = function(tree.unravel(here, tree.shapes(position)))
+    (slope,) = torch.autograd.grad(value, here, create_graph=True)
+    return -_jacobian(slope, here)
 
 
-def _joined(leaves: list[Tensor]) -> Tensor:
-    return torch.cat([leaf.reshape(-1) for leaf in leaves])
+def _jacobian(values: Tensor, variables: Tensor) -> Tensor:
+    """Of a vector in another, row by row: what vectorises rows imports torch's compiler."""
+    if not values.requires_grad:
+        return variables.new_zeros(len(values), len(variables))
+    rows = [torch.autograd.grad(one, variables, retain_graph=True, materialize_grads=True)[0] for one in values]
+    return torch.stack(rows).detach()

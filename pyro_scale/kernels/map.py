@@ -38,8 +38,8 @@ class MAP:
         prior: whether the prior counts; without it the result is a maximum of the likelihood.
         optimizer: in place of Adam: a transformation of torchopt, as `torchopt.sgd(lr=0.1, momentum=0.9)`; or a
             function from parameters to an optimizer of torch, as `lambda params: torch.optim.LBFGS(params)`, which runs
-            step by step, uncompiled. It has a learning rate of its own: there is no step_size then, and no climb by Newton's
-            method.
+            step by step, uncompiled. It has a learning rate of its own: no step_size is taken then, and Newton's method
+            not tried.
 
     Raises:
         ArgumentError: a setting or num_data is negative, NaN or not a number.

@@ -1,0 +1,1 @@
+"""Curvature of a log-likelihood: products, diagonals, matrices and Kronecker factors. One file a shape."""
