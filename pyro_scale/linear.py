@@ -32,7 +32,7 @@ from pyro_scale.handlers import FromPosition, run
 from pyro_scale.prediction import axis_of_rows
 from pyro_scale.records import PyroSite
 from pyro_scale.types import Gaussian, Position
-from pyro_scale.unbounded import logits_as_written, natural, unbounded
+from pyro_scale.unbounded import logits_as_written, natural, without_bounds
 
 
 class Part(NamedTuple):
@@ -101,22 +101,24 @@ def functions(compiled: CompiledModel, gaussian: Gaussian, *, diagonal: bool = F
     """
     check_linear(compiled)
     first = tree.map(lambda leaf: leaf[:1], compiled.data.rows)
-    parts, axes = _parts(compiled, gaussian.mean, first)
+    parts, axes = _parts(compiled, gaussian, first)
     moved = {name: [part.parameter for part in found] for name, found in parts.items()}
+
+    moving = getattr(gaussian, "gaussian", gaussian)  # of sites that others are held beside
 
     def of_row(row: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         rows = tree.map(lambda leaf: leaf.unsqueeze(0), row)
 
         def numbers(position: Position) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            sites = row_sites(compiled, position, rows)
+            sites = row_sites(compiled, {**gaussian.mean, **position}, rows)
             found = {name: _numbers(sites[name], moved[name]) for name in moved}
             return found, found
 
-        jacobians, values = jacrev(numbers, has_aux=True)(gaussian.mean)
+        jacobians, values = jacrev(numbers, has_aux=True)(moving.mean)
         covariance = _variances if diagonal else gram
-        return {name: (value, covariance(gaussian.spread(jacobians[name]))) for name, value in values.items()}
+        return {name: (value, covariance(moving.spread(jacobians[name]))) for name, value in values.items()}
 
-    size = sum(part.shape.numel() for found in parts.values() for part in found) * tree.size(gaussian.mean)
+    size = sum(part.shape.numel() for found in parts.values() for part in found) * tree.size(moving.mean)
     result = over_draws(of_row, compiled.data.rows, num_rows=max(1, size))
     found = {name: SiteFunction(parts[name], axes[name], *result[name]) for name in parts}
     for name, function in found.items():
@@ -148,7 +150,7 @@ class _Unseen(FromPosition):
 
 def _numbers(site: PyroSite, moved: list[str]) -> Tensor:
     """`(k,)`."""
-    return torch.cat([value.reshape(-1) for value in unbounded(site, moved).values()])
+    return torch.cat([value.reshape(-1) for value in without_bounds(site, moved).values()])
 
 
 def _variances(rows: Position) -> Tensor:
@@ -156,11 +158,14 @@ def _variances(rows: Position) -> Tensor:
 
 
 def _parts(
-    compiled: CompiledModel, mean: Position, row: Mapping[str, Tensor]
+    compiled: CompiledModel, gaussian: Gaussian, row: Mapping[str, Tensor]
 ) -> tuple[dict[str, list[Part]], dict[str, int]]:
     """Observed site -> the parameters that latent sites move, and the axis of the rows; as seen at one row."""
     with torch.enable_grad():
-        position = {name: leaf.detach().requires_grad_() for name, leaf in mean.items()}
+        held = getattr(gaussian, "held", {})
+        position = {
+            name: leaf.detach().clone().requires_grad_(name not in held) for name, leaf in gaussian.mean.items()
+        }
         sites = row_sites(compiled, position, row)
     parts: dict[str, list[Part]] = {}
     axes = {}
@@ -172,7 +177,7 @@ def _parts(
             )
         record, first = sites[site.name], 0
         moved = [name for name, value in natural(record).items() if value.requires_grad]
-        for name, value in unbounded(record, moved).items():
+        for name, value in without_bounds(record, moved).items():
             columns = slice(first, first + value.numel())
             parts.setdefault(site.name, []).append(Part(name, value.shape, columns))
             first = columns.stop

@@ -46,7 +46,7 @@ MEAN, COVARIANCE, ROOT = "mean of a row", "covariance of a row", "root of a row"
 """Beside the arguments of the model, whose names have no spaces."""
 
 
-def linearized(
+def by_linear_model(
     compiled: CompiledModel,
     gaussian: Gaussian,
     *,

@@ -26,7 +26,7 @@ from pyro_scale.moments import Moments
 from pyro_scale.other_rows import new_rows
 from pyro_scale.predict import log_likelihood
 from pyro_scale.prediction import Prediction
-from pyro_scale.predictions import Wanted, check_wanted, predicted
+from pyro_scale.predictions import Wanted, predicted
 from pyro_scale.types import Gaussian, Kernel
 
 REQUESTED_GROUPS = ("log_likelihood", "posterior_predictive", "prior", "warmup_posterior")
@@ -48,8 +48,7 @@ class Posterior:
         compiled: the model; None for a posterior loaded without it.
         kernel: as it ran; None for NUTS and for a posterior from a file.
         checks: what only the run itself could check; `health` has all.
-        approximation: the normal distribution of unconstrained positions that a method fitted; None for draws of a
-            chain, modes and particles.
+        approximation: the normal distribution of unconstrained positions that was fitted; None where draws are all.
         trace: objective of every step of a fit, `(num_fits, num_steps)`, in nats: the log posterior as the step's rows
             estimate it, or the evidence lower bound. None for chains.
     """
@@ -168,10 +167,9 @@ class Posterior:
         return self.idata
 
     def sample(self, n: int, seed: int) -> dict[str, Tensor]:
-        """`n` draws, site -> `(n, *site)`: anew from `approximation`, otherwise of those there are at random.
+        """`n` draws, site -> `(n, *site)`: anew from `approximation`, where the model is there too.
 
-        The latter are without repetition while there are enough, and so is a posterior that was loaded without its
-        model.
+        Otherwise at random of the draws there are, without repetition while there are enough.
         """
         n, seed = check_count("n", n, 1), check_seed(seed)
         if self.approximation is None or self.compiled is None:
@@ -191,32 +189,27 @@ class Posterior:
         covariance: Covariance | None = None,
         keep_draws: bool = True,
     ) -> Prediction:
-        """Posterior predictive distribution of the observed sites.
-
-        Discrete sites of the rows are drawn anew given the others, for the rows of the fit too.
+        """Posterior predictive distribution of the observed sites; discrete sites of the rows are drawn anew.
 
         Args:
-            data: new rows, in the form that `infer` took, without the observations (then the model's `y=None` is
-                used) or with them (then they are scored too); None for the rows of the fit.
+            data: new rows, in the form that `infer` took, without the observations (the model's `y=None` is used) or
+                with them (they are scored too); None for the rows of the fit.
             num_samples: use that many of the draws of each chain, evenly spaced; None for all. Linearised: draws of
                 each row's parameters; None for as many as the posterior has draws.
             seed: of the draws.
-            linearized: predict by the model that is linear in the latent sites around the mean of `approximation`
-                (Immer, Korzepa & Bauer, 2021), each row by itself: for Laplace, of networks above all, whose weights
-                need not make sense together in a draw.
+            linearized: predict each row by the model linearised in the latent sites, around the mean of
+                `approximation` (Immer, Korzepa & Bauer, 2021): for Laplace's of networks above all.
             link: linearised, from logits to probabilities: "monte_carlo", by draws (None), or "probit", in closed
                 form, which does not split their uncertainty. Normal observations always have a closed form.
             covariance: linearised, "full" of all numbers of a row (None), or "diagonal", each by itself.
-            keep_draws: keep draws of the observed sites, without which memory does not grow with their number.
+            keep_draws: False keeps no draws of the observed sites: memory does not grow with their number.
 
         Raises:
             MissingModelError: the posterior was loaded without a model, or did not keep a latent site.
-            ArgumentError, DataError: an argument is unusable or missing; there is no `approximation` to linearise at.
+            ArgumentError, DataError: an argument is unusable or missing, or there is no `approximation`.
             ModelError: a discrete site is not in the plate of the rows, or the model cannot be linearised.
         """
-        wanted = Wanted(data, num_samples, seed, linearized, link, covariance, keep_draws)
-        wanted = check_wanted(wanted, self.approximation, self.settings.get("method", "this posterior"))
-        return predicted(self.model_for("predict"), self.latent_draws, self._shape, self.approximation, wanted)
+        return predicted(self, Wanted(data, num_samples, seed, linearized, link, covariance, keep_draws))
 
     def log_likelihood(self, data: Any = None) -> dict[str, Tensor]:
         """Observed site -> log-likelihood of each row at each draw, `(num_chains, num_samples, n)`, in nats.

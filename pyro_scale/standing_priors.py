@@ -38,6 +38,10 @@ def prior_of(posterior: Any, compiled: CompiledModel) -> Gaussian:
             "and no normal distribution that a prior could be. Fit one to the earlier data by a Laplace or variational "
             "method or a Kalman filter, as method='vi_diag'."
         )
+    if held := list(getattr(gaussian, "held", {})):
+        raise ArgumentError(
+            f"prior holds the site '{held[0]}' where it was, and does not say how wide it is. Fit it without sites=."
+        )
     _check_sites(gaussian, compiled)
     found = placed(gaussian, compiled.data.dtype, compiled.data.device)
     if not bool(tree.ravel(found.mean).isfinite().all()) or not bool(found.log_det.isfinite()):

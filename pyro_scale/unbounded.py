@@ -59,7 +59,7 @@ def _remember(fn: Any, logits: Tensor) -> None:
     vars(fn).update({WRITTEN: logits, "expand": remembering})
 
 
-def unbounded(site: PyroSite, names: Iterable[str]) -> dict[str, Tensor]:
+def without_bounds(site: PyroSite, names: Iterable[str]) -> dict[str, Tensor]:
     """Those parameters of the site's distribution, without bounds.
 
     Raises:

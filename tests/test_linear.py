@@ -19,7 +19,7 @@ from pyro_scale.errors import ModelError
 from pyro_scale.linear import functions
 from pyro_scale.posterior import Posterior
 from pyro_scale.types import Position
-from pyro_scale.unbounded import at_unbounded, logits_as_written, natural, unbounded
+from pyro_scale.unbounded import at_unbounded, logits_as_written, natural, without_bounds
 
 N, INPUTS, HIDDEN = 11, 3, 4
 X = numbers(N, INPUTS, seed=0)
@@ -287,7 +287,7 @@ def test_models_that_are_not_linearised(name: str) -> None:
 def test_a_parameter_without_a_bijection() -> None:
     site = {"name": "obs", "fn": dist.Binomial(torch.tensor(3.0), torch.tensor(0.5)).expand([2])}
     with pytest.raises(ModelError, match="Site 'obs' is Binomial, and latent sites move its parameter 'total_count'"):
-        unbounded(site, ["total_count"])
+        without_bounds(site, ["total_count"])
 
 
 def test_parameters_there_and_back() -> None:
@@ -301,13 +301,13 @@ def test_parameters_there_and_back() -> None:
         site = {"name": "obs", "fn": fn}
         for name, value in expected.items():
             torch.testing.assert_close(natural(site)[name], value)
-        free = unbounded(site, expected)
+        free = without_bounds(site, expected)
         again = at_unbounded(site, free)["fn"]
         torch.testing.assert_close(again.mean, fn.mean, equal_nan=True)
         torch.testing.assert_close(again.log_prob(torch.zeros(fn.shape())), fn.log_prob(torch.zeros(fn.shape())))
     scale = torch.tensor([1.0, 3.0])
     torch.testing.assert_close(
-        unbounded({"name": "obs", "fn": dist.Normal(torch.zeros(2), scale)}, ["scale"])["scale"], scale.log()
+        without_bounds({"name": "obs", "fn": dist.Normal(torch.zeros(2), scale)}, ["scale"])["scale"], scale.log()
     )
 
 
