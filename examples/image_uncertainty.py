@@ -1,6 +1,6 @@
 """Handwritten digits by eight methods in one loop: how sure is each, how rightly, and does it know the unknown?
 
-    python examples/image_uncertainty.py [--epochs 40] [--num-samples 100] [--out out]
+    python examples/image_uncertainty.py [--epochs 100] [--num-samples 100] [--out out]
 
 A small network learns the digits 0 to 7 of 5,000 from MNIST; 8 and 9 are shown to it for the first time in the end.
 Prints accuracy, log-likelihood, calibration error, and how well its uncertainty tells the new digits (AUROC); leaves a
@@ -24,7 +24,7 @@ from torch import nn
 import pyro_scale as ps
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--epochs", type=int, default=40, help="passes through the digits, of each fit")
+parser.add_argument("--epochs", type=int, default=100, help="passes through the digits, of each fit")
 parser.add_argument("--num-samples", type=int, default=100, help="draws of each posterior")
 parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
 args = parser.parse_args()
@@ -54,7 +54,9 @@ unseen = {"x": x[~known]}
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(x.shape[1], WIDTH), nn.Tanh(), nn.Linear(WIDTH, KNOWN))
 model = ps.bayesian(
-    net, prior=lambda name, value: dist.Normal(0.0, 1.0), likelihood=lambda out: dist.Categorical(logits=out)
+    net,
+    prior={"*.weight": lambda name, value: dist.Normal(0.0, value.shape[-1] ** -0.5), "*": dist.Normal(0.0, 1.0)},
+    likelihood=lambda out: dist.Categorical(logits=out),
 )
 METHODS = {
     "MAP": "map",
