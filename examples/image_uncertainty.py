@@ -56,7 +56,7 @@ torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(x.shape[1], WIDTH), nn.Tanh(), nn.Linear(WIDTH, KNOWN))
 model = ps.bayesian(
     net,
-    prior={"0.weight": dist.Normal(0.0, x.shape[1] ** -0.5), "*": dist.Normal(0.0, 1.0)},
+    prior={"0.weight": dist.Normal(0.0, 0.15), "*": dist.Normal(0.0, 1.0)},
     likelihood=lambda out: dist.Categorical(logits=out),
 )
 METHODS = {
@@ -66,10 +66,10 @@ METHODS = {
     "Laplace, diagonal": "laplace_diag",
     "Laplace, Kronecker": "laplace_kfac",
     "Laplace, last layer": ps.kernels.KroneckerLaplace(sites="2.*"),
-    "SWAG": "swag",
+    "SWAG": ps.kernels.SWAG(step_size=0.1),
     "SGHMC": ps.kernels.SGHMC(step_size=0.05, friction=1.0),
 }
-steps = args.epochs * len(train["y"]) // BATCH_SIZE
+steps, mode = args.epochs * len(train["y"]) // BATCH_SIZE, None
 
 
 def calibration_error(probabilities, labels):
@@ -93,7 +93,10 @@ for axis, (name, method) in zip(axes.flat, METHODS.items(), strict=True):
     posterior = ps.infer(
         model, train, method, batch_size=BATCH_SIZE, warmup_steps=steps, num_samples=args.num_samples,
         num_chains=5 if method == "ensemble" else 1, thinning=20, seed=0, progress=False,
+        initial=mode if name.startswith(("Laplace", "SWAG")) else None,
     )  # fmt: skip
+    if name == "MAP":  # where the others climb on from, or move about
+        mode = {site: value[0, 0] for site, value in posterior.draws.items()}
     # Laplace's weights make sense in the linearised network; draws of the others in the network itself.
     options = {"linearized": name.startswith("Laplace"), "keep_draws": False}
     tested, new = posterior.predict(test, **options), posterior.predict(unseen, **options)
