@@ -17,7 +17,7 @@ from pyro_scale.errors import ArgumentError, DataError
 from pyro_scale.groups import data_groups
 from pyro_scale.other_rows import new_rows, unobserved
 from pyro_scale.posterior import Posterior
-from pyro_scale.predict import Prediction
+from pyro_scale.prediction import Prediction
 
 from .coverage import pit
 from .site_metrics import of_classes, of_numbers, probabilities_of

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyro_scale.arrays import as_numbers
 from pyro_scale.errors import ArgumentError
-from pyro_scale.predict import Prediction
+from pyro_scale.prediction import Prediction
 
 KINDS = ("total", "aleatoric", "epistemic")
 

@@ -22,7 +22,7 @@ from .summaries import table_of
 
 if TYPE_CHECKING:
     from pyro_scale.posterior import Posterior
-    from pyro_scale.predict import Prediction
+    from pyro_scale.prediction import Prediction
 
 PREDICTIVE_DRAWS = 400
 PREDICTIVE_NUMBERS = 2**24

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_scale.predict import Prediction
+from pyro_scale.prediction import Prediction
 
 from .coverage import interval_coverage
 from .proper_scores import brier_score, class_labels, crps

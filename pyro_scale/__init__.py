@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pyro_scale.inference import infer
     from pyro_scale.module_models import bayesian
     from pyro_scale.posterior import Posterior
-    from pyro_scale.predict import Prediction
+    from pyro_scale.prediction import Prediction
 
 __all__ = [
     "CompiledModel",
@@ -30,7 +30,7 @@ _MODULES = ("diagnostics", "errors", "kernels", "models", "schedules")
 _HOMES = {
     "CompiledModel": "compile",
     "Posterior": "posterior",
-    "Prediction": "predict",
+    "Prediction": "prediction",
     "bayesian": "module_models",
     "compile_model": "compile",
     "infer": "inference",

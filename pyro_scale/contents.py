@@ -26,6 +26,8 @@ def built(posterior: Posterior, compiled: CompiledModel) -> Any:
         groups[group] = arrays({name: getattr(one, field).unsqueeze(1) for name, one in posterior.moments.items()})
     if posterior.approximation is not None:
         groups["approximation"] = arrays(taken_apart(posterior.approximation)[1])
+    if compiled.structure.prior is not None:
+        groups["prior_approximation"] = arrays(taken_apart(compiled.structure.prior)[1])
     if posterior.trace is not None:
         groups["trace"] = arrays({"objective": posterior.trace})
     dims: dict[str, Sequence[str | None]] = {"objective": ["fit", "step"], **axis_names(compiled)}
@@ -41,6 +43,7 @@ def attributes(posterior: Posterior) -> dict[str, Any]:
 def record(posterior: Posterior) -> dict[str, Any]:
     """What is written beside the arrays: JSON only."""
     names, gaussian = inference_data.variable_names(posterior.moments), posterior.approximation
+    prior = None if posterior.compiled is None else posterior.compiled.structure.prior
     return {
         "dtypes": {name: _dtype(value) for name, value in posterior.draws.items()},
         "variables": inference_data.variable_names(posterior.draws),
@@ -52,6 +55,7 @@ def record(posterior: Posterior) -> dict[str, Any]:
         "settings": posterior.settings,
         "checks": posterior.checks,
         "approximation": None if gaussian is None else taken_apart(gaussian)[0],
+        "prior": None if prior is None else taken_apart(prior)[0],
     }
 
 

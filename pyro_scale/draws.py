@@ -56,6 +56,7 @@ def over_draws(
     block = max(1, min(BLOCK_NUMBERS // max(1, numbers), ROW_NUMBERS // num_rows))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # still faster than one by one
+        warnings.filterwarnings("ignore", message="An output with one or more elements was resized")  # by vmap itself
         try:
             return _in_blocks(vmap(function, randomness=randomness), draws, block)
         except RuntimeError as error:

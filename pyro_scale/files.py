@@ -22,6 +22,7 @@ from pyro_scale.health import Check
 from pyro_scale.moments import Moments
 from pyro_scale.plates import prepare
 from pyro_scale.posterior import Posterior
+from pyro_scale.standing_priors import with_prior
 from pyro_scale.stored_gaussians import named, put_together
 from pyro_scale.types import Gaussian
 
@@ -63,6 +64,8 @@ def load(
         compiled = compile_model(model, data, constants=constants, batch_size=size, dtype=dtype)
         _check_same_model(compiled, record)
         _check_same_data(compiled, idata)
+        if (prior := _gaussian(idata, record.get("prior"), "prior_approximation")) is not None:
+            compiled = with_prior(compiled, prior)
     stats = inference_data.dataset(idata, "sample_stats")
     return Posterior(
         draws,
@@ -74,23 +77,19 @@ def load(
         settings=record["settings"],
         compiled=compiled,
         checks=[Check(*fields) for fields in record.get("checks", [])],
-        approximation=_approximation(idata, record),
+        approximation=_gaussian(idata, record.get("approximation"), "approximation"),
         trace=_trace(idata),
         idata=idata,
     )
 
 
-def _approximation(idata: Any, record: Mapping[str, Any]) -> Gaussian | None:
-    if record.get("approximation") is None:
+def _gaussian(idata: Any, record: Any, group: str) -> Gaussian | None:
+    """What a group holds whose structure is in the record; None without a record."""
+    if record is None:
         return None
-    group = inference_data.dataset(idata, "approximation")
-    found: Gaussian = put_together(
-        record["approximation"],
-        {
-            name: group[variable].values
-            for name, variable in inference_data.variable_names(named(record["approximation"])).items()
-        },
-    )
+    arrays = inference_data.dataset(idata, group)
+    variables = inference_data.variable_names(named(record))
+    found: Gaussian = put_together(record, {name: arrays[variable].values for name, variable in variables.items()})
     return found
 
 

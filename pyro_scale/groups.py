@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_scale import tree
 from pyro_scale.compile import CompiledModel
-from pyro_scale.draws import over_draws
+from pyro_scale.draws import constrain, over_draws
 from pyro_scale.errors import ArgumentError
+from pyro_scale.gaussians import sample
 from pyro_scale.handlers import FromPosition, FromValues, run, seeded
 from pyro_scale.loaders import Streamed
 
@@ -61,6 +63,9 @@ def prior_draws(compiled: CompiledModel, seed: int) -> Group:
     Raises:
         ArgumentError: a prior is improper.
     """
+    if compiled.structure.prior is not None:
+        positions = sample(compiled.structure.prior, PRIOR_DRAWS, torch.Generator().manual_seed(seed))
+        return arrays(constrain(compiled, [tree.map(lambda leaf: leaf.unsqueeze(1), positions)], tuple(compiled.kept)))
     rows = compiled.data.rows
 
     def one(_: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -32,11 +32,12 @@ class Run(NamedTuple):
 
     Attributes:
         sites: name -> Pyro's record of it, in order of execution; plates' own index sites left out.
-        log_jacobian: latent site -> log|det d constrained / d unconstrained|, one value an event.
+        log_jacobian, position: latent site -> log|det d constrained / d unconstrained|, by event; unconstrained value.
     """
 
     sites: dict[str, PyroSite]
     log_jacobian: dict[str, Tensor]
+    position: Position
 
 
 def run(
@@ -72,7 +73,7 @@ def run(
         model(**({} if data.plate is not None else rows), **data.constants)
     nodes: Any = tracer.trace.nodes
     sites = {name: node for name, node in nodes.items() if node["type"] == "sample" and not is_plate_index(node)}
-    return Run(sites, source.log_jacobian)
+    return Run(sites, source.log_jacobian, source.position)
 
 
 class LatentSource(Messenger):
@@ -238,10 +239,9 @@ def defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     try:
         # torch.get_default_device fails within torch.func.grad where the user set a device without its number
         default = torch.empty(0).device
-        # a device on torch's stack intercepts every call: none where it would change nothing
         if default == device or default.type == device.type == "cpu":
             yield
-        else:
+        else:  # a device on torch's stack intercepts every call
             with device:
                 yield
     finally:

@@ -25,6 +25,7 @@ from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Callback, Reporter
 from pyro_scale.sample import run_chains
 from pyro_scale.schedules import check_number
+from pyro_scale.standing_priors import prior_of, with_prior
 from pyro_scale.superchains import check_superchains, together
 from pyro_scale.tunable import why_not_tuned
 from pyro_scale.types import Kernel
@@ -49,6 +50,7 @@ def infer(
     thinning: int | None = None,
     batch_size: int | None = None,
     constants: Mapping[str, Any] | None = None,
+    prior: Posterior | None = None,
     initial: Literal["prior", "mode"] | Mapping[str, Any] | None = None,
     seed: int | None = None,
     device: str | torch.device | None = None,
@@ -96,6 +98,9 @@ def infer(
         batch_size: rows of a minibatch, 1 to N; None uses all rows at every step, or the plate's own
             `subsample_size`, or the loader's.
         constants: keyword arguments that the model receives whole.
+        prior: the posterior of an earlier call, whose normal `approximation` of the latent sites then stands in the
+            place of the model's prior: learning from data that come in parts, without the earlier ones. None keeps the
+            model's.
         initial: where chains start. None: uniformly within 2 of 0 in each unconstrained coordinate. "prior": each at a
             draw of its own from the prior. "mode": each at the mode that it climbs to from its start by None, which
             takes seconds a chain. A dict, site -> constrained value of the site's shape, for all chains, or
@@ -163,6 +168,8 @@ def infer(
     compiled = compile_model(
         model, data, constants=constants, batch_size=batch_size, seed=seeds[0], device=device, dtype=dtype
     )
+    if prior is not None:
+        compiled = with_prior(compiled, prior_of(prior, compiled))
     kept = sites_kept(compiled, keep)
     started = list(initial) if isinstance(initial, Mapping) else initial
     if hasattr(kernel, "fitting"):

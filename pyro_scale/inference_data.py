@@ -27,7 +27,14 @@ Attrs = Mapping[str, Any]
 
 LIBRARY = "pyro_scale"
 SAMPLE_DIMS = ("chain", "draw")
-DATA_GROUPS = ("observed_data", "constant_data", "predictions_constant_data", "approximation", "trace")
+DATA_GROUPS = (
+    "observed_data",
+    "constant_data",
+    "predictions_constant_data",
+    "approximation",
+    "prior_approximation",
+    "trace",
+)
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 

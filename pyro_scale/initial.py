@@ -17,6 +17,7 @@ from pyro_scale.checks import derived_seeds
 from pyro_scale.compile import CompiledModel
 from pyro_scale.draws import over_chains, over_draws
 from pyro_scale.errors import ArgumentError, StartError
+from pyro_scale.gaussians import sample
 from pyro_scale.given import Given, family_of
 from pyro_scale.handlers import LatentSource, bijection, seeded
 from pyro_scale.loaders import Streamed
@@ -178,7 +179,12 @@ def _prior(compiled: CompiledModel, seeds: Sequence[int]) -> Draw:
         parts = []
         for first in sorted({chain - chain % block for chain in chains}):
             within = [chain - first for chain in chains if first <= chain < first + block]
-            with seeded(derived_seeds(seeds[first], attempt + 1)[-1], compiled.data.device):
+            seed = derived_seeds(seeds[first], attempt + 1)[-1]
+            if compiled.structure.prior is not None:
+                drawn = sample(compiled.structure.prior, block, torch.Generator().manual_seed(seed))
+                parts.append(tree.map(lambda leaf, within=within: leaf[within], drawn))
+                continue
+            with seeded(seed, compiled.data.device):
                 drawn = over_draws(one, {"": torch.zeros(block)}, "different", num_rows=num_rows)
             parts.append(tree.map(lambda leaf, within=within: leaf[within], drawn))
         return tree.map(lambda *leaves: torch.cat(leaves), *parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +15,18 @@ from pyro_scale.assessment import by_gradients
 from pyro_scale.checks import check_count, check_path, check_seed
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
-from pyro_scale.draws import at_random, constrain, thinned
+from pyro_scale.draws import at_random, constrain
 from pyro_scale.errors import ArgumentError, MissingModelError
 from pyro_scale.gaussians import sample
 from pyro_scale.groups import Group, arrays, axis_names, prior_draws
 from pyro_scale.health import Check, Health
+from pyro_scale.linearized import Covariance, Link
 from pyro_scale.mixing import of_draws, of_superchains
 from pyro_scale.moments import Moments
-from pyro_scale.other_rows import can_score, new_rows
-from pyro_scale.predict import Prediction, log_likelihood, predictive
+from pyro_scale.other_rows import new_rows
+from pyro_scale.predict import log_likelihood
+from pyro_scale.prediction import Prediction
+from pyro_scale.predictions import Wanted, predicted
 from pyro_scale.types import Gaussian, Kernel
 
 REQUESTED_GROUPS = ("log_likelihood", "posterior_predictive", "prior", "warmup_posterior")
@@ -46,8 +48,7 @@ class Posterior:
         compiled: the model; None for a posterior loaded without it.
         kernel: as it ran; None for NUTS and for a posterior from a file.
         checks: what only the run itself could check; `health` has all.
-        approximation: the normal distribution of unconstrained positions that a method fitted; None for draws of a
-            chain, modes and particles.
+        approximation: the normal distribution of unconstrained positions that was fitted; None where draws are all.
         trace: objective of every step of a fit, `(num_fits, num_steps)`, in nats: the log posterior as the step's rows
             estimate it, or the evidence lower bound. None for chains.
     """
@@ -166,10 +167,9 @@ class Posterior:
         return self.idata
 
     def sample(self, n: int, seed: int) -> dict[str, Tensor]:
-        """`n` draws, site -> `(n, *site)`: anew from `approximation`, otherwise of those there are at random.
+        """`n` draws, site -> `(n, *site)`: anew from `approximation`, where the model is there too.
 
-        The latter are without repetition while there are enough, and so is a posterior that was loaded without its
-        model.
+        Otherwise at random of the draws there are, without repetition while there are enough.
         """
         n, seed = check_count("n", n, 1), check_seed(seed)
         if self.approximation is None or self.compiled is None:
@@ -178,35 +178,38 @@ class Posterior:
         blocks = [tree.map(lambda leaf: leaf.unsqueeze(1), positions)]
         return tree.map(lambda leaf: leaf[0], constrain(self.compiled, blocks, tuple(self.draws)))
 
-    def predict(self, data: Any = None, *, num_samples: int | None = None, seed: int = 0) -> Prediction:
-        """Posterior predictive distribution of the observed sites.
-
-        Discrete sites of the rows are drawn anew given the others, for the rows of the fit too.
+    def predict(
+        self,
+        data: Any = None,
+        *,
+        num_samples: int | None = None,
+        seed: int = 0,
+        linearized: bool = False,
+        link: Link | None = None,
+        covariance: Covariance | None = None,
+        keep_draws: bool = True,
+    ) -> Prediction:
+        """Posterior predictive distribution of the observed sites; discrete sites of the rows are drawn anew.
 
         Args:
-            data: new rows, in the form that `infer` took, without the observations (then the model's `y=None` is
-                used) or with them (then they are scored too); None for the rows of the fit.
-            num_samples: use that many of the draws of each chain, evenly spaced; None for all.
+            data: new rows, in the form that `infer` took, without the observations (the model's `y=None` is used) or
+                with them (they are scored too); None for the rows of the fit.
+            num_samples: use that many of the draws of each chain, evenly spaced; None for all. Linearised: draws of
+                each row's parameters; None for as many as the posterior has draws.
             seed: of the draws.
+            linearized: predict each row by the model linearised in the latent sites, around the mean of
+                `approximation` (Immer, Korzepa & Bauer, 2021): for Laplace's of networks above all.
+            link: linearised, from logits to probabilities: "monte_carlo", by draws (None), or "probit", in closed
+                form, which does not split their uncertainty. Normal observations always have a closed form.
+            covariance: linearised, "full" of all numbers of a row (None), or "diagonal", each by itself.
+            keep_draws: False keeps no draws of the observed sites: memory does not grow with their number.
 
         Raises:
             MissingModelError: the posterior was loaded without a model, or did not keep a latent site.
-            ArgumentError, DataError: an argument of the model is missing or unusable.
-            ModelError: a discrete site is not in the plate of the rows.
+            ArgumentError, DataError: an argument is unusable or missing, or there is no `approximation`.
+            ModelError: a discrete site is not in the plate of the rows, or the model cannot be linearised.
         """
-        seed = check_seed(seed)
-        compiled = self.model_for("predict")
-        new = data is not None
-        draws = thinned(self.latent_draws("predict", new_rows=new), num_samples)
-        on = compiled.on(new_rows(compiled, data, without_observations=True)) if new else compiled
-        scored = not new or can_score(on, draws)
-        shape = (self._shape[0], self._shape[1] if num_samples is None else num_samples)
-        prediction = predictive(on, draws, shape, new_rows=new, seed=seed)
-        if scored:
-            for name, value in log_likelihood(on, draws, new_rows=new).items():
-                each = value.flatten(0, 1)
-                prediction.log_predictive_density[name] = each.logsumexp(0) - math.log(len(each))
-        return prediction
+        return predicted(self, Wanted(data, num_samples, seed, linearized, link, covariance, keep_draws))
 
     def log_likelihood(self, data: Any = None) -> dict[str, Tensor]:
         """Observed site -> log-likelihood of each row at each draw, `(num_chains, num_samples, n)`, in nats.

@@ -1,13 +1,12 @@
-"""Posterior predictions: draws of the observed sites for given rows, their moments, and uncertainty split in two."""
+"""Posterior predictions by draws: of the observed sites for given rows, and their log-likelihood."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -16,47 +15,26 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import MinibatchError, ModelError
 from pyro_scale.handlers import FromValues, run, seeded
+from pyro_scale.loaders import Streamed
 from pyro_scale.other_rows import check_observations
+from pyro_scale.prediction import Prediction, axis_of_rows, moments
 from pyro_scale.records import PyroSite
-from pyro_scale.split import of_entropies, of_variances
 
+BLOCK_ROWS = 2**14
 BLOCK_DRAWS = 256
-BLOCK_NUMBERS = 2**22
-"""At most so many draws are evaluated side by side, and so many draws times rows."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The posterior predictive distribution of the observed sites at n rows.
-
-    Every field maps an observed site to a tensor. The split follows Depeweg et al. (2018), section 3: `total` is
-    `aleatoric` (noise that data of this kind keep, however well the parameters are known) plus `epistemic` (what more
-    data would remove). For Bernoulli and categorical sites these are entropies and mutual information, in nats;
-    for others variances, in squared units of the site.
-
-    Attributes:
-        draws: one draw of the site for each posterior draw, `(num_chains, num_samples, n, *event)`.
-        mean: mean of the predictive distribution, `(n, *event)`; class probabilities `(n, classes)` if categorical.
-        sd: its standard deviation, `(n, *event)`; not given for categorical sites.
-        total, aleatoric, epistemic: uncertainty, `(n, *event)`.
-        log_predictive_density: log of the mean likelihood of each row, `(n,)`, in nats, if observations were passed.
-
-    Sites whose distribution has no closed mean and variance are left out of all but `draws`. Where the model draws
-    latent values for each row anew (discrete sites; any with a value a row, at new rows), what they add is not told
-    from either part: `aleatoric` and `epistemic` are left out.
-    """
-
-    draws: dict[str, Tensor]
-    mean: dict[str, Tensor] = field(default_factory=dict)
-    sd: dict[str, Tensor] = field(default_factory=dict)
-    total: dict[str, Tensor] = field(default_factory=dict)
-    aleatoric: dict[str, Tensor] = field(default_factory=dict)
-    epistemic: dict[str, Tensor] = field(default_factory=dict)
-    log_predictive_density: dict[str, Tensor] = field(default_factory=dict)
+BLOCK_NUMBERS = 2**18
+"""At most so many rows and draws are evaluated side by side, and so many draws times rows: a layer of a network has
+some hundred numbers for each of them."""
 
 
 def predictive(
-    compiled: CompiledModel, draws: Mapping[str, Tensor], shape: tuple[int, int], *, new_rows: bool, seed: int
+    compiled: CompiledModel,
+    draws: Mapping[str, Tensor],
+    shape: tuple[int, int],
+    *,
+    new_rows: bool,
+    seed: int,
+    keep_draws: bool = True,
 ) -> Prediction:
     """Predictive distribution at the rows of `compiled`.
 
@@ -67,6 +45,7 @@ def predictive(
         new_rows: whether the rows are others than the model was fitted to: latent sites that follow the rows are
             then drawn from their prior given the other sites, as discrete ones always are.
         seed: of the draws.
+        keep_draws: whether the draws of the observed sites are kept.
 
     Raises:
         ModelError: a discrete site is shared by rows, or an observed one is missing.
@@ -74,17 +53,22 @@ def predictive(
     _check_discrete(compiled)
     drawn_anew = _drawn_anew(compiled, new_rows)
     values = {name: draws[name] for name in compiled.latent if name not in drawn_anew}
-    averages: dict[str, _Averages] = {}
-    samples: dict[str, list[Tensor]] = {}
-
+    kept: dict[str, list[Tensor]] = {}
+    averages: dict[str, dict[str, list[Tensor]]] = {}
+    axes: dict[str, int] = {}
     with seeded(seed, compiled.data.device):
-        for block in _blocks(compiled, values, shape[0] * shape[1]):
-            for name, found in over_draws(partial(_at_draw, compiled), block, randomness="different").items():
-                samples.setdefault(name, []).append(found.pop("draw"))
-                averages.setdefault(name, _Averages()).add(found)
-    result = Prediction({name: torch.cat(parts).unflatten(0, shape) for name, parts in samples.items()})
-    for name, average in averages.items():
-        average.write(result, name, split=not drawn_anew)
+        for on in _by_rows(compiled):
+            samples, found = _at_rows(on, values, shape, keep_draws)
+            for name, value in samples.items():
+                kept.setdefault(name, []).append(value)
+            for name, averaged in found.items():
+                for moment, value in averaged.items():
+                    averages.setdefault(name, {}).setdefault(moment, []).append(value)
+            axes = axes or _axes_of_rows(on, values)
+    result = Prediction({name: torch.cat(blocks, 2 + axes[name]) for name, blocks in kept.items()})
+    for name, parts in averages.items():
+        joined = {moment: torch.cat(blocks, axes[name]) for moment, blocks in parts.items()}
+        result.describe(name, joined, split=not drawn_anew)
     return result
 
 
@@ -112,8 +96,8 @@ def conditional_means(
     with seeded(0, compiled.data.device):  # what is drawn is not looked at
         for block in _blocks(compiled, draws, shape[0] * shape[1]):
             found = over_draws(partial(_at_draw, compiled), block, randomness="different")
-            for name, moments in found.items():
-                for mean in (moments[key] for key in ("probabilities", "mean") if key in moments):
+            for name, each in found.items():
+                for mean in (each[key] for key in ("probabilities", "mean") if key in each):
                     parts.setdefault(name, []).append(mean)
     return {name: torch.cat(means).unflatten(0, shape) for name, means in parts.items()}
 
@@ -124,12 +108,63 @@ def _drawn_anew(compiled: CompiledModel, new_rows: bool) -> list[str]:
     return local + [site.name for site in compiled.structure.of_kind("enumerated")]
 
 
+def _axes_of_rows(compiled: CompiledModel, values: Mapping[str, Tensor]) -> dict[str, int]:
+    """Observed site -> the axis of its values which follows the rows; 0 where none does, and there is one block."""
+    draw = {name: value[0, 0] for name, value in values.items()}
+    found = run(compiled.model, compiled.data, compiled.data.rows, FromValues(draw), sample_observed=True).sites
+    rows = {site.name: site.rows for site in compiled.structure.of_kind("observed")}
+    return {name: 0 if axis is None else axis_of_rows(found[name], axis) for name, axis in rows.items()}
+
+
 def _at_draw(compiled: CompiledModel, draw: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Observed site -> a value drawn for each row, and moments of its distribution."""
     found = run(compiled.model, compiled.data, compiled.data.rows, FromValues(draw), sample_observed=True).sites
     _check_drawn(compiled, found)
     sites = {site.name: found[site.name] for site in compiled.structure.of_kind("observed")}
-    return {name: {"draw": site["value"], **_moments(site)} for name, site in sites.items()}
+    return {name: {"draw": site["value"], **moments(site)} for name, site in sites.items()}
+
+
+def log_predictive_density(
+    compiled: CompiledModel, draws: Mapping[str, Tensor], num_draws: int, *, new_rows: bool
+) -> dict[str, Tensor]:
+    """Observed site -> log of the mean likelihood of each row over draws, `(n,)`, in nats; arguments as above."""
+    values = _for_likelihood(compiled, draws, new_rows)
+    parts: dict[str, list[Tensor]] = {}
+    for on in _by_rows(compiled):
+        sums: dict[str, Tensor] = {}
+        for block in _blocks(on, values, num_draws):
+            for name, each in over_draws(on.log_likelihood_at, block).items():
+                sums[name] = torch.logaddexp(sums[name], each.logsumexp(0)) if name in sums else each.logsumexp(0)
+        for name, total in sums.items():
+            parts.setdefault(name, []).append(total - math.log(num_draws))
+    return {name: torch.cat(found) for name, found in parts.items()}
+
+
+def _at_rows(
+    on: CompiledModel, values: Mapping[str, Tensor], shape: tuple[int, int], keep_draws: bool
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Draws of the observed sites at a block of rows, if they are kept, and averages over draws."""
+    averages: dict[str, _Averages] = {}
+    samples: dict[str, list[Tensor]] = {}
+    for block in _blocks(on, values, shape[0] * shape[1]):
+        for name, found in over_draws(partial(_at_draw, on), block, randomness="different").items():
+            drawn = found.pop("draw")
+            if keep_draws:
+                samples.setdefault(name, []).append(drawn)
+            averages.setdefault(name, _Averages()).add(found)
+    joined = {name: torch.cat(parts).unflatten(0, shape) for name, parts in samples.items()}
+    return joined, {name: average.averages() for name, average in averages.items()}
+
+
+def _by_rows(compiled: CompiledModel) -> Iterator[CompiledModel]:
+    """The model on one block of its rows after another, or on all where rows belong together."""
+    data = compiled.data
+    together = compiled.structure.minibatch_error or compiled.local or data.plate is not None
+    if together or isinstance(data, Streamed) or compiled.num_data <= BLOCK_ROWS:
+        yield compiled
+        return
+    for indices in torch.arange(compiled.num_data, device=data.device).split(BLOCK_ROWS):
+        yield compiled.on(replace(data, rows=data.take(indices), num_data=len(indices)))
 
 
 def _blocks(compiled: CompiledModel, draws: Mapping[str, Tensor], num_draws: int) -> Iterator[dict[str, Tensor]]:
@@ -167,20 +202,6 @@ def _check_drawn(compiled: CompiledModel, found: Mapping[str, PyroSite]) -> None
             )
 
 
-def _moments(site: PyroSite) -> dict[str, Tensor]:
-    """Functions of one draw's distribution whose averages over draws give the predictive moments and the split."""
-    inner = site["fn"]
-    while isinstance(inner, (dist.Independent, dist.MaskedDistribution)):
-        inner = inner.base_dist
-    if isinstance(inner, (torch.distributions.Bernoulli, torch.distributions.Categorical)):
-        finite: Any = inner
-        return {"probabilities": finite.probs, "entropy": finite.entropy()}
-    try:
-        return {"mean": inner.mean, "variance": inner.variance}
-    except (NotImplementedError, AttributeError):
-        return {}
-
-
 class _Averages:
     """Averages over draws, taken about those of the first block: the spread may be small beside the mean."""
 
@@ -195,32 +216,18 @@ class _Averages:
         if "mean" in values:
             self.center = values["mean"].mean(0) if self.count == 0 else self.center
             values["mean"] = values["mean"] - self.center
-            values["square"] = values["mean"].square()
+            values["spread"] = values["mean"].square()
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.sum(0)
         self.count += len(next(iter(values.values()), ()))
 
-    def write(self, result: Prediction, name: str, *, split: bool) -> None:
-        """Fills in what is known of a site; the two parts of its uncertainty if `split`."""
-        average = {moment: value / self.count for moment, value in self.sums.items()}
-        if "entropy" in average:
-            probabilities = average["probabilities"]
-            binary = probabilities.shape == average["entropy"].shape  # one probability a row
-            family: Any = dist.Bernoulli if binary else dist.Categorical
-            result.mean[name] = probabilities
-            if binary:
-                result.sd[name] = (probabilities * (1 - probabilities)).sqrt()
-            entropy = family(probs=probabilities, validate_args=False).entropy()
-            parts = of_entropies(entropy, average["entropy"])
-        elif "mean" in average:
-            result.mean[name] = self.center + average["mean"]
-            parts = of_variances(average["variance"], average["square"] - average["mean"].square())
-            result.sd[name] = parts.total.sqrt()
-        else:
-            return
-        result.total[name] = parts.total
-        if split:
-            result.aleatoric[name], result.epistemic[name] = parts.aleatoric, parts.epistemic
+    def averages(self) -> dict[str, Tensor]:
+        """As `Prediction.describe` takes them."""
+        found = {name: value / self.count for name, value in self.sums.items()}
+        if "mean" in found:
+            found["spread"] = found["spread"] - found["mean"].square()
+            found["mean"] = found["mean"] + self.center
+        return found
 
 
 def log_likelihood(compiled: CompiledModel, draws: Mapping[str, Tensor], *, new_rows: bool) -> dict[str, Tensor]:
@@ -230,6 +237,17 @@ def log_likelihood(compiled: CompiledModel, draws: Mapping[str, Tensor], *, new_
         MinibatchError: latent sites follow the rows, so that new rows have no values for them.
         ArgumentError, DataError: new rows lack observations, or have some outside their support.
     """
+    values = _for_likelihood(compiled, draws, new_rows)
+    num_chains, num_samples = next(iter(values.values())).shape[:2]
+    blocks = [
+        over_draws(compiled.log_likelihood_at, block) for block in _blocks(compiled, values, num_chains * num_samples)
+    ]
+    if not blocks[0]:
+        raise ModelError("No observed site of the model has a log-likelihood.")
+    return {name: torch.cat([b[name] for b in blocks]).unflatten(0, (num_chains, num_samples)) for name in blocks[0]}
+
+
+def _for_likelihood(compiled: CompiledModel, draws: Mapping[str, Tensor], new_rows: bool) -> dict[str, Tensor]:
     local = [name for name in compiled.latent if compiled.sites[name].local]
     if new_rows and local:
         raise MinibatchError(
@@ -237,12 +255,6 @@ def log_likelihood(compiled: CompiledModel, draws: Mapping[str, Tensor], *, new_
             "log-likelihood is not known. Call log_likelihood() without data."
         )
     values = {name: draws[name] for name in compiled.latent}
-    num_chains, num_samples = next(iter(values.values())).shape[:2]
     if new_rows:
         check_observations(compiled, values)
-    blocks = [
-        over_draws(compiled.log_likelihood_at, block) for block in _blocks(compiled, values, num_chains * num_samples)
-    ]
-    if not blocks[0]:
-        raise ModelError("No observed site of the model has a log-likelihood.")
-    return {name: torch.cat([b[name] for b in blocks]).unflatten(0, (num_chains, num_samples)) for name in blocks[0]}
+    return values

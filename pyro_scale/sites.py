@@ -18,7 +18,7 @@ from pyro_scale.loaders import INSTEAD, Streamed
 from pyro_scale.records import Kind, PyroSite, holds, is_deterministic, kind_of
 from pyro_scale.rows import Comparison, RowAxis, check_plates, compare, is_local, local_axis, row_axis, row_dim
 from pyro_scale.support import Supported, check_support, known_supports
-from pyro_scale.types import Position
+from pyro_scale.types import Gaussian, Position
 
 LARGE = 2**16
 """Sites of more numbers are not held in an example."""
@@ -64,6 +64,7 @@ class Structure:
         row_dim: name of the plate over the rows; "row" without one.
         minibatch_error: None, or what stands in the way of minibatches and its remedy.
         supports: argument -> the support of what observes it, for rows that come later.
+        prior: of the position, in place of the model's own and every other term that no row enters; None for these.
     """
 
     sites: dict[str, Site]
@@ -71,6 +72,7 @@ class Structure:
     row_dim: str
     minibatch_error: str | None = None
     supports: dict[str, Supported] = field(default_factory=dict)
+    prior: Gaussian | None = None
 
     def of_kind(self, *kinds: Kind) -> list[Site]:
         """Sites of these kinds."""

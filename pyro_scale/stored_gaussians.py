@@ -65,6 +65,26 @@ def put_together(record: Any, tensors: Mapping[str, Any]) -> Any:
     return KINDS[record["kind"]](**fields)
 
 
+def placed(gaussian: Gaussian, dtype: torch.dtype, device: torch.device) -> Gaussian:
+    """The same, of another floating type or on another device."""
+    record, tensors = taken_apart(gaussian)
+
+    def retyped(part: Any) -> Any:
+        if isinstance(part, list):
+            return [retyped(one) for one in part]
+        if "tensor" in part:
+            return {**part, "dtype": str(dtype).removeprefix("torch.")}
+        return {key: value if key == "kind" else _mapped(retyped, value) for key, value in part.items()}
+
+    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+    found: Gaussian = put_together(retyped(record), moved)
+    return found
+
+
+def _mapped(function: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: function(value) for name, value in values.items()}
+
+
 def named(record: Any) -> list[str]:
     """Names of the tensors of a record, in order."""
     if isinstance(record, list):

@@ -18,7 +18,8 @@ class Terms(NamedTuple):
     """Log densities in nats, unscaled.
 
     Attributes:
-        once: 0-d; priors and log Jacobians of the sites that no row enters, and factors outside the plate.
+        once: 0-d; priors and log Jacobians of the sites that no row enters, and factors outside the plate; or the log
+            density of what stands in their place.
         local: `(n,)`, or 0-d without such sites; priors and log Jacobians of the sites with a value a row.
         likelihood: observed site or factor -> `(n,)`; `(1,)` for a joint event over all rows.
     """
@@ -57,6 +58,9 @@ def terms_of(found: Run, structure: Structure, num_rows: int) -> Terms:
             once.append(jacobian.sum())
         else:
             local.append(jacobian.movedim(axis, 0).reshape(jacobian.shape[axis], -1).sum(1))
+    if structure.prior is not None:
+        position = {site.name: found.position[site.name] for site in structure.of_kind("latent")}
+        once = [structure.prior.log_prob(position)]
     zero = torch.zeros(()) if not found.log_jacobian else next(iter(found.log_jacobian.values())).new_zeros(())
     return Terms(sum(once, zero), sum(local, zero), likelihood)
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from pyro_scale.compile import compile_model
 from pyro_scale.errors import ArgumentError, DataError, MissingModelError, PyroScaleError
 from pyro_scale.posterior import Posterior
-from pyro_scale.predict import Prediction
+from pyro_scale.prediction import Prediction
 
 
 def generator(seed: int = 0) -> torch.Generator:

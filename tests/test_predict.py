@@ -401,6 +401,34 @@ def test_memory_is_bounded_by_rows_times_draws(exact: Posterior, monkeypatch: py
     assert sizes[-1] == 1
 
 
+def test_rows_go_in_blocks_too(exact: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows at a time, and one at the end; averages are those of all together, draws have the same law."""
+    expected = exact.predict({"x": X_NEW, "y": Y_NEW})
+    monkeypatch.setattr(predict_module, "BLOCK_ROWS", 2)
+    found = exact.predict({"x": X_NEW, "y": Y_NEW})
+    for name in ("mean", "sd", "epistemic", "aleatoric", "total", "log_predictive_density"):
+        assert torch.allclose(getattr(found, name)["obs"], getattr(expected, name)["obs"], rtol=1e-10)
+    assert found.draws["obs"].shape == expected.draws["obs"].shape
+    noise = found.draws["obs"].flatten(0, 1) - exact.draws["w"].flatten(0, 1) @ X_NEW.T
+    assert ((noise.std(0) / NOISE - 1).abs() < 5 / math.sqrt(2 * len(noise))).all()  # each row has its own draw's
+
+
+def test_blocks_of_rows_along_the_second_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([DIM, 2]).to_event(2))
+        with pyro.plate("kinds", 2, dim=-2), pyro.plate("data", len(x), dim=-1):
+            pyro.sample("obs", dist.Normal((x @ w).T, 0.5), obs=None if y is None else y.T)
+
+    fitted = spread_posterior(model, {"x": X, "y": X[:, :2]})
+    expected = fitted.predict({"x": X, "y": X[:, :2]})
+    monkeypatch.setattr(predict_module, "BLOCK_ROWS", 7)
+    found = fitted.predict({"x": X, "y": X[:, :2]})
+    assert found.mean["obs"].shape == (2, N)
+    assert found.draws["obs"].shape == (2, 3, 2, N)
+    for name in ("mean", "sd", "epistemic", "log_predictive_density"):
+        assert torch.allclose(getattr(found, name)["obs"], getattr(expected, name)["obs"], rtol=1e-10)
+
+
 def traced_log_likelihood(
     model: Any, data: dict[str, Any], draw: dict[str, Tensor], sites: list[str]
 ) -> dict[str, Any]:

@@ -128,6 +128,9 @@ def approximation(state: SWAGState) -> LowRankGaussian:
     """q."""
     steps, kept = state.num_steps.to(torch.float64), state.num_collected.to(torch.float64)
     sd = tree.map(lambda s: (s / (2 * (steps - 1))).sqrt().to(s.dtype), state.squares)
+    # a coordinate that no row moves (a pixel that is always 0) stands still: columns are divided by its sd
+    least = torch.finfo(tree.ravel(sd).dtype).eps * tree.ravel(sd).max()
+    sd = tree.map(lambda leaf: leaf.clamp(min=least), sd)
     rank = len(next(iter(state.columns.values())))
     columns = tree.flat(state.columns, tree.shapes(state.mean)).T
     size = (2 * (kept.clamp(max=rank) - 1).clamp(min=1)).sqrt().to(columns.dtype)
