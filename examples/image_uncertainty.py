@@ -66,7 +66,7 @@ METHODS = {
     "Laplace, diagonal": "laplace_diag",
     "Laplace, Kronecker": "laplace_kfac",
     "Laplace, last layer": ps.kernels.KroneckerLaplace(sites="2.*"),
-    "SWAG": ps.kernels.SWAG(step_size=0.1),
+    "SWAG": ps.kernels.SWAG(step_size=0.5),
     "SGHMC": ps.kernels.SGHMC(step_size=0.05, friction=1.0),
 }
 steps, mode = args.epochs * len(train["y"]) // BATCH_SIZE, None
@@ -92,7 +92,7 @@ print(f"{'':>20} accuracy  log-lik.  calib. error  AUROC  seconds")
 for axis, (name, method) in zip(axes.flat, METHODS.items(), strict=True):
     posterior = ps.infer(
         model, train, method, batch_size=BATCH_SIZE, warmup_steps=steps, num_samples=args.num_samples,
-        num_chains=5 if method == "ensemble" else 1, thinning=20, seed=0, progress=False,
+        num_chains=5 if method == "ensemble" else 1, thinning=50, seed=0, progress=False,
         initial=mode if name.startswith(("Laplace", "SWAG")) else None,
     )  # fmt: skip
     if name == "MAP":  # where the others climb on from, or move about
