@@ -25,6 +25,8 @@ LEAST_DRAWS = 20
 """Fewer are drawn one by one instead of as a histogram."""
 INTERVALS = {0.9: 1.5, 0.5: 4.5}
 """Share -> width of its line."""
+LEGEND_INCHES, LETTER_INCHES = 0.6, 0.09
+"""What an entry of the legend takes beside its letters, and a letter."""
 
 
 class _Drawn(NamedTuple):
@@ -96,7 +98,8 @@ def plot_compare(
             axis.set_visible(False)
     _forest(parts[1].subplots(), names, drawn)
     handles, titles = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, titles, loc="outside upper center", ncols=min(columns + 2, len(drawn)), frameon=False)
+    across = max(1, int(figure.get_figwidth() / (LEGEND_INCHES + LETTER_INCHES * max(map(len, titles)))))
+    figure.legend(handles, titles, loc="outside upper center", ncols=min(across, len(drawn)), frameon=False)
     return figure
 
 
