@@ -62,7 +62,8 @@ def pit(draws: Any, observed: Any, generator: torch.Generator) -> Tensor:
     """
     draws, observed = as_numbers("draws", draws), as_numbers("observed", observed)
     check_draws(draws, observed)
-    counts = [((values < seen).sum(0), (values == seen).sum(0)) for values, seen in in_blocks(draws, observed)]
+    pairs = in_blocks(draws, observed)
+    counts = [((values < seen).sum(0).cpu(), (values == seen).sum(0).cpu()) for values, seen in pairs]
     below, equal = (torch.cat(each).reshape(observed.shape) for each in zip(*counts, strict=True))
     u = torch.rand(observed.shape, generator=generator, dtype=torch.float64, device="cpu")
     found: Tensor = (below + u * (1 + equal)) / (1 + len(draws))
