@@ -42,7 +42,7 @@ def ksd(
     that are too narrow shrink the gradients too, and seem better than they are; too wide ones stretch them.
     Values can be set beside each other only if they are in the same units, so pass the same `reference` for all.
 
-    The draws of a chain are not independent, and neighbours would move the U-statistic upwards by more than its standard
+    The draws of a chain are not independent, and neighbours would move the U-statistic up by more than its standard
     error. Of a posterior both are therefore of about independent draws alone, as in `compare`: as far apart in their
     chains as the coordinate that mixes worst needs. Of draws passed with their scores both hold only if these are
     independent, which is not checked.
