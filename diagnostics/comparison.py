@@ -10,23 +10,21 @@ import torch
 from torch import Tensor
 
 from pyro_scale.checks import check_seed
-from pyro_scale.convergence import LEAST_DRAWS, ess, ess_mean, rhat
 from pyro_scale.posterior import Posterior
 
 from .distances import LEAST, energy_distance, mmd
 from .independent import evenly_spaced, independent_draws
 from .parameters import Parameters, everyone, shared_parameters
+from .value_moments import BLOCK_NUMBERS, QUANTILES, moments_of
 
-QUANTILES = (0.05, 0.5, 0.95)
-ERRORS = {f"q{100 * q:.0f}_error": q for q in QUANTILES}
+ERRORS = [f"q{100 * share:.0f}_error" for share in QUANTILES]
 DISTANCES = ["energy_distance", "energy_p", "mmd2", "mmd_p"]
 COLUMNS = [
     "mean", "sd", "mean_error", "mcse", "z", "sd_ratio", "ess_bulk", "r_hat", "seconds", "ess_per_s", *ERRORS,
     "wasserstein", *DISTANCES, "gradients", "passes",
 ]  # fmt: skip
 MOST_DRAWS = 1000
-MOST_NUMBERS = 2**24
-"""Of the draws whose distances from each other are taken; and numbers that are looked at side by side."""
+"""Of the draws whose distances from each other are taken."""
 
 
 def compare(*posteriors: Posterior, reference: Posterior | None = None, seed: int = 0) -> pd.DataFrame:
@@ -99,28 +97,7 @@ def compare(*posteriors: Posterior, reference: Posterior | None = None, seed: in
 
 
 def _moments(parameters: Parameters) -> pd.DataFrame:
-    """Mean, sd, quantiles, MCSE, ESS and R-hat of every parameter."""
-    num_chains, num_samples = parameters.values.shape[:2]
-    block = max(1, MOST_NUMBERS // (num_chains * num_samples))
-    parts = []
-    for values in parameters.values.split(block, -1):
-        draws = values.double()
-        flat, unknown = draws.flatten(0, 1), torch.full(draws.shape[2:], torch.nan, dtype=torch.float64)
-        enough = num_samples >= LEAST_DRAWS
-        still = (flat == flat[0]).all(0)  # rounding of the mean would leave them some variance
-        sd = torch.where(still, 0.0, flat.std(0)) if len(flat) > 1 else unknown
-        quantiles = np.quantile(flat.numpy(), QUANTILES, axis=0)
-        parts.append(
-            {
-                "mean": flat.mean(0),
-                "sd": sd,
-                "mcse_mean": sd / ess_mean(draws).sqrt() if enough else unknown,
-                **dict(zip(("ess_bulk", "ess_tail"), ess(draws) if enough else (unknown, unknown), strict=True)),
-                "r_hat": rhat(draws) if enough and num_chains > 1 else unknown,
-                **dict(zip(ERRORS, quantiles, strict=True)),
-            }
-        )
-    return pd.concat([pd.DataFrame(part) for part in parts]).set_axis(parameters.names)
+    return moments_of(parameters.values).set_axis(parameters.names)
 
 
 def _judge(table: pd.DataFrame, base: pd.DataFrame, *, is_base: bool) -> pd.DataFrame:
@@ -132,7 +109,8 @@ def _judge(table: pd.DataFrame, base: pd.DataFrame, *, is_base: bool) -> pd.Data
     out["mcse"] = np.sqrt(variance) / base["sd"]
     out["z"] = out["mean_error"] / out["mcse"]
     for name in ERRORS:
-        out[name] = (table[name] - base[name]) / base["sd"]
+        quantile = name.removesuffix("_error")
+        out[name] = (table[quantile] - base[quantile]) / base["sd"]
     return out
 
 
@@ -184,7 +162,7 @@ def _joint(
     varying = torch.isfinite(sd) & (sd > 0)
     if not varying.any() or not judged.values[..., varying].isfinite().all():
         return dict.fromkeys(DISTANCES, np.nan)
-    most = max(LEAST, min(MOST_DRAWS, MOST_NUMBERS // int(varying.sum())))
+    most = max(LEAST, min(MOST_DRAWS, BLOCK_NUMBERS // int(varying.sum())))
     samples, enough = [], True
     for parameters, moments in ((judged, table), (base, base_table)):
         values = parameters.values[..., varying]
