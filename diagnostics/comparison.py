@@ -23,6 +23,7 @@ COLUMNS = [
     "mean", "sd", "mean_error", "mcse", "z", "sd_ratio", "ess_bulk", "r_hat", "seconds", "ess_per_s", *ERRORS,
     "wasserstein", *DISTANCES, "gradients", "passes",
 ]  # fmt: skip
+COST = ["seconds", "gradients", "passes"]
 MOST_DRAWS = 1000
 """Of the draws whose distances from each other are taken."""
 
@@ -38,29 +39,33 @@ def compare(*posteriors: Posterior, reference: Posterior | None = None, seed: in
     Returns:
         One row a scalar parameter that the posteriors share with the reference, and one named "all" for each posterior,
         the reference included. What is not known is NaN: sds of a single draw, R-hat of a single chain, ESS and
-        standard errors of chains of less than 4 draws, whatever draws that are not finite would enter. Columns:
+        standard errors of chains of less than 4 draws, errors of a parameter that does not vary in the reference,
+        whatever draws that are not finite would enter, the row "all" included. Columns:
 
         mean, sd: of the draws.
         mean_error: mean minus the reference's mean, in reference sds; at "all" the largest in absolute value.
         mcse: Monte Carlo standard error of mean_error, that of the reference included, in reference sds.
-        z: mean_error / mcse; beyond 3 or so it is more than chance. At "all" the largest in absolute value.
+        z: mean_error / mcse; beyond 3 or so it is more than chance. At "all" the largest in absolute value, which is
+            beyond 3 by chance the more often the more parameters there are.
         sd_ratio: sd / reference sd; at "all" the one farthest from 1.
-        ess_bulk, r_hat: as ArviZ has them; at "all" the smallest, and the largest.
+        ess_bulk, r_hat: as ArviZ has them; at "all" the smallest, and the largest. ESS is NaN where a parameter does
+            not vary, and of fits, whose draws are independent by construction, or particles.
         seconds: of the whole run, compilation included.
         ess_per_s: ess_bulk / seconds; at "all" of the smallest ESS.
         q5_error, q50_error, q95_error: quantile minus that of the reference, in reference sds; at "all" the largest in
             absolute value.
         wasserstein: 1-Wasserstein distance of the parameter's draws from those of the reference, in reference sds; at
-            "all" the largest.
+            "all" the largest. It is above 0 by chance, even for draws of the same distribution.
         energy_distance, mmd2: at "all" only, of the joint draws of all parameters that vary, in reference sds: energy
-            distance, and squared maximum mean discrepancy by a Gaussian kernel of median length. Both are estimated
-            without bias: around 0, on either side, for draws of the same distribution. They, and their p-values, are of
-            at most 1000 draws of each posterior, kept so far apart in their chains that they are about independent (by
-            the autocorrelation time of the parameter that mixes worst); where fewer than 8 are left, of all draws.
+            distance, of which no root is taken, and squared maximum mean discrepancy by a Gaussian kernel of median
+            length. Both are estimated without bias: around 0, on either side, for draws of the same distribution. They,
+            and their p-values, are of at most 1000 draws of each posterior, kept so far apart in their chains that they
+            are about independent (by the autocorrelation time of the parameter that mixes worst); where fewer than 8
+            are left, of all draws.
         energy_p, mmd_p: at "all" only: how often 999 random exchanges of draws between the two give as large a
             distance; NaN with fewer than 8 independent draws of either.
         gradients: steps of all chains, warm-up included; each takes one gradient, of a minibatch where it has one (for
-            NUTS their number is counted).
+            NUTS their number is counted). NaN of fits that do not tell it, whose steps take none, one or many.
         passes: gradients, in passes over all rows.
 
     Raises:
@@ -84,16 +89,21 @@ def compare(*posteriors: Posterior, reference: Posterior | None = None, seed: in
     for (label, posterior), parameters in zip(labelled.items(), shared, strict=True):
         is_base = parameters is base
         table = _judge(base_moments if is_base else _moments(parameters), base_moments, is_base=is_base)
-        table["wasserstein"] = _wasserstein(parameters.flat, base.flat) / base_moments["sd"]
+        if posterior.trace is not None:
+            table[["ess_bulk", "ess_tail"]] = np.nan
+        table["wasserstein"] = _wasserstein(parameters.flat, base.flat) / _unit(base_moments)
         for name, value in _effort(posterior).items():
             table[name] = value
         table["ess_per_s"] = table["ess_bulk"] / table["seconds"]
         total = _worst(table)
-        total.update(dict.fromkeys(DISTANCES, 0.0) | {"energy_p": np.nan, "mmd_p": np.nan})
-        if not is_base:
+        if not (parameters.values.isfinite().all() and base.values.isfinite().all()):
+            total = {name: total[name] for name in COST}
+        elif is_base:
+            total.update(dict.fromkeys(DISTANCES, 0.0) | {"energy_p": np.nan, "mmd_p": np.nan})
+        else:
             total.update(_joint(parameters, table, base, base_moments, seed))
-        judged[label] = pd.concat([table, pd.DataFrame({"all": total}).T])
-    return pd.concat(judged, names=["posterior", "parameter"])[COLUMNS]
+        judged[label] = pd.concat([table, pd.DataFrame({"all": total}).T]).reindex(columns=COLUMNS)
+    return pd.concat(judged, names=["posterior", "parameter"])
 
 
 def _moments(parameters: Parameters) -> pd.DataFrame:
@@ -102,16 +112,21 @@ def _moments(parameters: Parameters) -> pd.DataFrame:
 
 def _judge(table: pd.DataFrame, base: pd.DataFrame, *, is_base: bool) -> pd.DataFrame:
     """Errors in sds of the reference, whose moments are `base`."""
-    out = table.copy()
-    out["mean_error"] = (table["mean"] - base["mean"]) / base["sd"]
-    out["sd_ratio"] = table["sd"] / base["sd"]
+    out, unit = table.copy(), _unit(base)
+    out["mean_error"] = (table["mean"] - base["mean"]) / unit
+    out["sd_ratio"] = table["sd"] / unit
     variance = base["mcse_mean"] ** 2 + (0 if is_base else table["mcse_mean"] ** 2)
-    out["mcse"] = np.sqrt(variance) / base["sd"]
+    out["mcse"] = np.sqrt(variance) / unit
     out["z"] = out["mean_error"] / out["mcse"]
     for name in ERRORS:
         quantile = name.removesuffix("_error")
-        out[name] = (table[quantile] - base[quantile]) / base["sd"]
+        out[name] = (table[quantile] - base[quantile]) / unit
     return out
+
+
+def _unit(base: pd.DataFrame) -> pd.Series:
+    """Sds of the reference; NaN where it does not vary, since rounding alone would be infinitely many."""
+    return base["sd"].where(base["sd"] > 0)
 
 
 def _wasserstein(draws: Tensor, base: Tensor) -> list[float]:
@@ -124,7 +139,8 @@ def _wasserstein(draws: Tensor, base: Tensor) -> list[float]:
 
 def _effort(posterior: Posterior) -> dict[str, float]:
     num_chains = len(next(iter(posterior.draws.values())))
-    gradients = float(posterior.num_steps * num_chains)
+    steps = posterior.num_steps * num_chains if posterior.trace is None else 0
+    gradients = float(posterior.settings.get("gradients", steps or np.nan))
     num_data = posterior.settings.get("num_data")
     rows = posterior.settings.get("batch_size")
     share = (num_data if rows is None else rows) / num_data if num_data else np.nan
@@ -150,7 +166,7 @@ def _worst(table: pd.DataFrame) -> dict[str, float]:
         "r_hat": table["r_hat"].max(),
         "ess_per_s": table["ess_per_s"].min(),
         "wasserstein": table["wasserstein"].max(),
-        **{name: table[name].iloc[0] for name in ("seconds", "gradients", "passes")},
+        **{name: table[name].iloc[0] for name in COST},
     }
 
 
@@ -159,8 +175,8 @@ def _joint(
 ) -> dict[str, float]:
     """Distances of all parameters at once; tables are of their moments."""
     sd, center = (torch.from_numpy(base_table[name].to_numpy(copy=True)) for name in ("sd", "mean"))
-    varying = torch.isfinite(sd) & (sd > 0)
-    if not varying.any() or not judged.values[..., varying].isfinite().all():
+    varying = sd > 0
+    if not varying.any():
         return dict.fromkeys(DISTANCES, np.nan)
     most = max(LEAST, min(MOST_DRAWS, BLOCK_NUMBERS // int(varying.sum())))
     samples, enough = [], True
