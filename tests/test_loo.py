@@ -14,8 +14,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from posterior_cases import NOISE, exact_posterior, exact_regression, generator, posterior_of, regression
-from pyro_scale.diagnostics import leave_one_out, loo, row_densities
-from pyro_scale.diagnostics.leave_one_out import by_differences
+from pyro_scale.diagnostics import khat, leave_one_out, loo, row_densities
+from pyro_scale.diagnostics.difference_estimator import by_differences
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -279,6 +279,32 @@ def test_an_outlier_is_told() -> None:
         text.startswith("LOO: 60 of 60 rows left out, 2000 draws\n  elpd  ") and "59 rows up to 0.70, 1 above" in text
     )
     assert "subsampling_se" not in text and "(rows 17)" in text
+
+
+def told(found: leave_one_out.LeaveOneOut) -> str:
+    print(found.effective_size, found.approximation_k, found.warning)
+    return found.warning
+
+
+def test_what_makes_k_large_is_told_before_the_rows_are_blamed() -> None:
+    mean, covariance = exact_regression(X, Y)
+    posterior = exact_posterior(X, Y, num_chains=1, num_samples=2000)
+    for factor, center in ((0.3, mean), (1.0, mean + 4 * covariance.diagonal().sqrt())):
+        posterior.approximation = DenseGaussian({"w": center}, factor * torch.linalg.cholesky(covariance))
+        found = loo(posterior)
+        assert found.approximation_k == pytest.approx(khat(posterior, num_samples=2000).k, abs=0.3)
+        assert found.approximation_k > found.limit and "The approximation is poor: its own k is" in told(found)
+        assert "Look at these rows" not in found.warning and "The approximation is poor" in str(found)
+    posterior.approximation = wide()
+    assert loo(posterior).approximation_k < 0.5 and told(loo(posterior)) == ""
+    y = Y.clone()
+    y[17] = 15.0
+    few = exact_posterior(X, y, num_chains=4, num_samples=10)
+    warning = told(loo(few))
+    assert warning.startswith("The draws are worth") and warning.endswith("or fit again without them.")
+    assert loo(few).effective_size < 100 and loo(few).approximation_k == -math.inf
+    exact = exact_posterior(X, y, num_samples=500)
+    assert loo(exact).effective_size == pytest.approx(2000, rel=0.2) and told(loo(exact)).startswith("1 of 60 rows")
 
 
 def test_masked_rows_cost_nothing() -> None:
