@@ -96,13 +96,7 @@ def khat(
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
-        >>> class Wide:  # the posterior is Normal(0, 0.1)
-        ...     def sample(self, n, generator):
-        ...         return {"mu": 0.12 * torch.randn(n, generator=generator)}
-        ...     def log_prob(self, position):
-        ...         return dist.Normal(0.0, 0.12).log_prob(position["mu"])
-        >>> posterior = ps.infer(model, {"y": torch.zeros(99)}, num_samples=50, seed=0)
-        >>> posterior.approximation = Wide()
+        >>> posterior = ps.infer(model, {"y": torch.zeros(99)}, method="laplace_dense", seed=0)  # is normal itself
         >>> found = khat(posterior, resampled=500)
         >>> found.passed, found.draws["mu"].shape
         (True, torch.Size([1, 500]))
@@ -122,12 +116,12 @@ def khat(
             "khat runs the model, and this posterior was loaded without it. Load it with "
             "ps.load(path, model=model, data=data), or take the posterior that infer returned."
         )
-    approximation = approximation_of(posterior)
+    approximation = posterior.approximation
     if approximation is None:
         method = posterior.settings.get("method", "this method")
         raise ArgumentError(
-            f"khat judges a Gaussian approximation by its density, and {method} made none: it draws from the posterior "
-            "itself. posterior.health has its checks."
+            f"khat judges a Gaussian approximation by its density, and {method} made none. posterior.health has its "
+            "checks."
         )
     positions, log_ratios = weighted_positions(compiled, approximation, num_samples, seeds[0])
     log_weights, k = smoothed(log_ratios)
@@ -139,12 +133,6 @@ def khat(
         values = constrained(compiled, few, compiled.kept)
         draws = {name: value.unsqueeze(0) for name, value in values.items()}
     return ImportanceCheck(float(k), float(1 / (weights**2).sum()), num_samples, draws)
-
-
-def approximation_of(posterior: Posterior) -> Gaussian | None:
-    """What the posterior's draws come from, if that is not the posterior itself."""
-    found: Gaussian | None = getattr(posterior, "approximation", None)
-    return found
 
 
 def weighted_positions(

@@ -18,7 +18,7 @@ from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
 
 from .difference_estimator import by_differences
-from .importance import approximation_of, check_draws, constrained, weighted_positions
+from .importance import check_draws, constrained, weighted_positions
 from .psis import Array, largest_k, smoothed
 from .row_densities import RowDensities
 
@@ -76,15 +76,14 @@ class LeaveOneOut:
         said = f"{len(bad)} of {len(self.rows)} rows have k > {self.limit:.2f}" + (f" (rows {few})" if few else "")
         if poor:
             return (
-                f"The approximation is poor: its own k is {self.approximation_k:.2f}, above {self.limit:.2f}, with every "
-                f"row in (see khat); {said}. elpd is not to be trusted. Use a richer approximation, or draw by sghmc."
+                f"The approximation is poor: its own k is {self.approximation_k:.2f}, above {self.limit:.2f}, with all "
+                f"rows in (see khat); {said}. elpd is not to be trusted. Use a richer approximation, or draw by sghmc."
             )
-        first = ""
-        if self.effective_size < LEAST_EFFECTIVE:
-            first = (
-                f"The draws are worth {self.effective_size:.0f} independent ones, of which k may be large by chance: "
-            )
-            first += "draw more first. "
+        first = (
+            f"The draws are worth {self.effective_size:.0f} independent ones, and k may be large by chance: draw more "
+            "first. "
+        )
+        first = first if self.effective_size < LEAST_EFFECTIVE else ""
         return (
             f"{first}{said}: the posterior without them is far from the one with them, and elpd is too high. Look at "
             "these rows, use a likelihood with heavier tails, or fit again without them."
@@ -196,7 +195,7 @@ def _weighted_draws(posterior: Posterior, sites: Collection[str] | None, seed: i
     assert posterior.compiled is not None  # latent_draws has told
     check_draws("loo", latent)
     num_chains, num_samples = next(iter(latent.values())).shape[:2]
-    approximation = approximation_of(posterior)
+    approximation = posterior.approximation
     if approximation is not None:
         positions, log_ratios = weighted_positions(posterior.compiled, approximation, num_chains * num_samples, seed)
         values = constrained(posterior.compiled, positions, list(latent))

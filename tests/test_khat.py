@@ -63,7 +63,7 @@ def around(mean: Position, sd: float) -> DiagonalGaussian:
 def made(compiled: CompiledModel, approximation: Any) -> Posterior:
     draws = {name: torch.zeros(1, 2, *compiled.sites[name].shape) for name in compiled.latent}
     posterior = posterior_of(compiled, draws)
-    posterior.approximation = approximation  # type: ignore[attr-defined]
+    posterior.approximation = approximation
     return posterior
 
 
@@ -175,7 +175,7 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] =
     "draws": (lambda: MU, {}, ArgumentError, "khat got a dict; it takes a posterior"),
     "of MCMC": (
         lambda: made(compile_model(known_variance, {"y": Y}), None), {}, ArgumentError,
-        "khat judges a Gaussian approximation by its density, and by hand made none: it draws from the",
+        "khat judges a Gaussian approximation by its density, and by hand made none. posterior.health has its",
     ),
     "no model": (unloaded, {}, MissingModelError, "khat runs the model, and this posterior was loaded without it"),
     "few": (lambda: narrower(1.0), {"num_samples": 24}, ArgumentError, "num_samples is 24; .* at least 25"),

@@ -182,7 +182,7 @@ def wide() -> DenseGaussian:
 def test_draws_of_an_approximation_are_weighted() -> None:
     """Without the weights the sum is off by 1.5."""
     posterior = exact_posterior(X, Y, num_chains=1, num_samples=4000)
-    posterior.approximation = wide()  # type: ignore[attr-defined]
+    posterior.approximation = wide()
     expected = without_each_row(X, Y).numpy()
     found = loo(posterior, seed=1)
     again = loo(posterior, seed=2)
