@@ -87,7 +87,8 @@ def khat(
         seed: of the draws.
 
     Raises:
-        ArgumentError: the posterior is no approximation, or has no density at its draws.
+        ArgumentError: the posterior is no approximation, one of another temperature than 1, or has no density at its
+            draws.
         MissingModelError: the posterior was loaded without its model.
 
     Example:
@@ -123,6 +124,7 @@ def khat(
             f"khat judges a Gaussian approximation by its density, and {method} made none. posterior.health has its "
             "checks."
         )
+    check_temperature("khat", posterior, scheduled=True)
     positions, log_ratios = weighted_positions(compiled, approximation, num_samples, seeds[0])
     log_weights, k = smoothed(log_ratios)
     weights = np.exp(log_weights)
@@ -133,6 +135,21 @@ def khat(
         values = constrained(compiled, few, compiled.kept)
         draws = {name: value.unsqueeze(0) for name, value in values.items()}
     return ImportanceCheck(float(k), float(1 / (weights**2).sum()), num_samples, draws)
+
+
+def check_temperature(wanted_by: str, posterior: Posterior, *, scheduled: bool) -> None:
+    """Raises `ArgumentError` if its temperature is not 1, or changed along the run and `scheduled` is False.
+
+    A posterior whose settings do not tell it, as one made by hand, has temperature 1.
+    """
+    temperature = posterior.settings.get("temperature", 1.0)
+    if temperature == 1 or (temperature is None and scheduled):
+        return
+    told = "a schedule" if temperature is None else f"{temperature:g}"
+    raise ArgumentError(
+        f"{wanted_by} weights draws as those of the posterior itself, and the temperature of this one is {told}. Fit "
+        "again with temperature=1."
+    )
 
 
 def weighted_positions(

@@ -18,7 +18,7 @@ from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
 
 from .difference_estimator import by_differences
-from .importance import check_draws, constrained, weighted_positions
+from .importance import check_draws, check_temperature, constrained, weighted_positions
 from .psis import Array, largest_k, smoothed
 from .row_densities import RowDensities
 
@@ -142,7 +142,8 @@ def loo(
         seed: of the choice of rows, and of draws from a Gaussian approximation.
 
     Raises:
-        ArgumentError: too few draws, draws that are not finite, or more rows than there are.
+        ArgumentError: too few draws, draws that are not finite, another temperature than 1, or more rows than there
+            are.
         MissingModelError: the posterior was loaded without its model, or did not keep a latent site.
         ModelError: rows have no log-likelihood of their own, or one that is not finite.
 
@@ -193,6 +194,7 @@ def _weighted_draws(posterior: Posterior, sites: Collection[str] | None, seed: i
         raise ArgumentError(f"loo got a {type(posterior).__name__}; it takes a posterior, as infer returns.")
     latent = posterior.latent_draws("loo", new_rows=False)
     assert posterior.compiled is not None  # latent_draws has told
+    check_temperature("loo", posterior, scheduled=False)
     check_draws("loo", latent)
     num_chains, num_samples = next(iter(latent.values())).shape[:2]
     approximation = posterior.approximation

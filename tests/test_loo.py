@@ -345,6 +345,12 @@ def loaded() -> Posterior:
     return posterior
 
 
+def at(temperature: float | None) -> Posterior:
+    posterior = good()
+    posterior.settings["temperature"] = temperature
+    return posterior
+
+
 BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] = {
     "no posterior": (lambda: W, {}, ArgumentError, "loo got a dict; it takes a posterior, as infer returns"),
     "no model": (loaded, {}, MissingModelError, "loo runs the model, and this posterior was"),
@@ -356,6 +362,8 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] =
         lambda: posterior_of(compile_model(regression, {"x": X, "y": Y}), {"w": W["w"][:, :10]}), {}, ArgumentError,
         "needs at least 25; the posterior has 2 x 10. Raise num_samples",
     ),
+    "cold": (lambda: at(0.5), {}, ArgumentError, "temperature of this one is 0.5. Fit again with temperature=1"),
+    "schedule": (lambda: at(None), {}, ArgumentError, "temperature of this one is a schedule. Fit again with"),
     "NaN": (spoiled, {}, ArgumentError, "1 of the draws of site 'w' are not finite"),
     "more rows than there are": (good, {"num_rows": 61}, ArgumentError, "num_rows is 61; .* from 2 to 60, the number"),
     "one row": (good, {"num_rows": 1}, ArgumentError, "num_rows is 1; it must be a whole number from 2"),
@@ -380,6 +388,10 @@ def test_what_is_refused(name: str) -> None:
     make, arguments, error, message = BAD[name]
     with pytest.raises(error, match=message):
         loo(make(), **arguments)
+
+
+def test_temperature_1_is_that_of_the_posterior() -> None:
+    assert loo(at(1.0)).elpd == loo(at(1)).elpd == loo(good()).elpd  # the last does not tell
 
 
 def test_one_chain_is_enough() -> None:
