@@ -186,6 +186,25 @@ def test_metrics_of_classes() -> None:
     assert len(found.plot().axes) == 4
 
 
+def test_the_density_of_a_row_is_that_of_all_its_events() -> None:
+    """As a posterior without uncertainty has it, whose events are independent."""
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Bernoulli(logits=x[:, None] * w).to_event(1), obs=y)
+
+    x, y = numbers(50, seed=86), (uniforms(50, 3, seed=87) < 0.5).double()
+    w = numbers(3, seed=88)
+    posterior = posterior_of(compile_model(model, {"x": x, "y": y}), {"w": w.expand(2, 5, 3)})
+    joint = calibration(posterior).table.loc[("obs", "log_predictive_density")]
+    marginal = calibration(posterior.predict({"x": x}), y).table.loc[("obs", "log_predictive_density")]
+    rows = dist.Bernoulli(logits=x[:, None] * w).log_prob(y).sum(1)
+    for value, error in (joint, marginal):
+        assert value == pytest.approx(float(rows.mean()), rel=1e-6)
+        assert error == pytest.approx(float(rows.std()) / math.sqrt(50), rel=1e-6)
+
+
 def test_labels_of_every_type() -> None:
     prediction = of_classes()
     expected = calibration(prediction, {"one": HAPPENED, "many": LABELS}).table
