@@ -72,7 +72,11 @@ def test_reliability_of_scikit_learn() -> None:
     empty = reliability([0.1, 0.1], [0, 1], 3)
     assert empty["count"].tolist() == [2, 0, 0]
     assert empty["frequency"].isna().tolist() == [False, True, True]
-    assert empty["standard_error"][0] == pytest.approx(math.sqrt(0.25 / 2))
+    assert empty["standard_error"][0] == pytest.approx(math.sqrt(0.1 * 0.9 / 2)) and math.isnan(
+        empty["standard_error"][1]
+    )
+    never = reliability([0.2] * 25, [0] * 25, 1)  # is 2.5 standard errors off
+    assert never["standard_error"][0] == pytest.approx(0.08)
     assert expected_calibration_error([0.1, 0.1, 0.9], [0, 1, 1], 2) == pytest.approx((2 * 0.4 + 0.1) / 3)
 
 
