@@ -60,8 +60,9 @@ def calibration(
 
     Metrics of every site, as means over rows:
 
-    log_predictive_density: log of the mean likelihood, in nats; higher is better. Missing if a prediction was made
-        without observations and is not of classes.
+    log_predictive_density: log of the mean likelihood of a row, in nats; higher is better. If a prediction was made
+        without observations, of classes that of the marginals: the sum over a row's events of the logs of their
+        probabilities, which differs where events depend on each other. Of other sites it is then missing.
 
     Of Bernoulli and categorical sites (probabilities are the means over draws):
 

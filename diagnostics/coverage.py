@@ -18,7 +18,10 @@ def interval_coverage(draws: Any, observed: Any, levels: Sequence[float] = (0.5,
     """Whether each observation lies in the central intervals of its draws.
 
     The interval of level l is that between the quantiles (1 - l) / 2 and (1 + l) / 2, with its ends. Its mean over rows
-    is to be about l; of counts, whose intervals cannot be cut to measure, more.
+    is to be about l, of few draws too: the i-th of S sorted draws is the quantile i / (S + 1), below which an
+    observation of the same law lies so often (Weibull's places; Hyndman & Fan (1996), Sample quantiles in statistical
+    packages, The American Statistician, definition 6). Of levels above (S - 1) / (S + 1) the interval ends at the
+    outermost draws and is too narrow; of counts, whose intervals cannot be cut to measure, it is too wide.
 
     Args:
         draws: `(num_samples, ...)`, of the predictive distribution.
@@ -29,7 +32,7 @@ def interval_coverage(draws: Any, observed: Any, levels: Sequence[float] = (0.5,
         `(levels, ...)`, boolean.
 
     Example:
-        >>> interval_coverage([[0.0], [1.0], [2.0], [3.0]], [2.3], [0.5, 0.8])
+        >>> interval_coverage([[0.0], [1.0], [2.0], [3.0]], [2.9], [0.5, 0.6])
         tensor([[False],
                 [ True]])
     """
@@ -59,7 +62,8 @@ def pit(draws: Any, observed: Any, generator: torch.Generator) -> Tensor:
     """
     draws, observed = as_numbers("draws", draws), as_numbers("observed", observed)
     check_draws(draws, observed)
-    counts = [((values < seen).sum(0), (values == seen).sum(0)) for values, seen in in_blocks(draws, observed)]
+    pairs = in_blocks(draws, observed)
+    counts = [((values < seen).sum(0).cpu(), (values == seen).sum(0).cpu()) for values, seen in pairs]
     below, equal = (torch.cat(each).reshape(observed.shape) for each in zip(*counts, strict=True))
     u = torch.rand(observed.shape, generator=generator, dtype=torch.float64, device="cpu")
     found: Tensor = (below + u * (1 + equal)) / (1 + len(draws))
@@ -67,8 +71,8 @@ def pit(draws: Any, observed: Any, generator: torch.Generator) -> Tensor:
 
 
 def _quantile(ordered: Tensor, share: float) -> Tensor:
-    """Of sorted values, interpolated; `torch.quantile` refuses large inputs."""
-    place = share * (len(ordered) - 1)
-    below = min(int(place), len(ordered) - 1)
+    """Of sorted values, interpolated between Weibull's places."""
+    place = min(max(share * (len(ordered) + 1) - 1, 0.0), len(ordered) - 1.0)
+    below = int(place)
     above = min(below + 1, len(ordered) - 1)
     return torch.lerp(ordered[below], ordered[above], place - below)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from pyro_scale.arrays import as_numbers
 from pyro_scale.assessment import why_not_examined
 from pyro_scale.checks import check_count, check_seed
 from pyro_scale.compile import CompiledModel
+from pyro_scale.convergence import LEAST_DRAWS, ess
 from pyro_scale.draws import over_draws, thinned
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
 from pyro_scale.types import Position
 
+from .distances import LEAST
+from .independent import independent_draws
 from .scores import full_scores, noisy_scores, vectors
 from .stein import KSD, stein_discrepancy
 
@@ -38,6 +42,11 @@ def ksd(
     that are too narrow shrink the gradients too, and seem better than they are; too wide ones stretch them.
     Values can be set beside each other only if they are in the same units, so pass the same `reference` for all.
 
+    The draws of a chain are not independent, and neighbours would move the U-statistic up by more than its standard
+    error. Of a posterior both are therefore of about independent draws alone, as in `compare`: as far apart in their
+    chains as the coordinate that mixes worst needs. Of draws passed with their scores both hold only if these are
+    independent, which is not checked.
+
     A mode that no draw is in is not noticed: its gradients are not seen. Equations, and what noise of minibatches does,
     are in `pyro_scale.diagnostics.stein`.
 
@@ -54,7 +63,8 @@ def ksd(
         c, beta: length of the kernel, in sds, and its exponent, between -1 and 0.
 
     Returns:
-        Value, V- and U-statistic, and the latter's standard error.
+        Value, V- and U-statistic, and the latter's standard error, which is NaN of less than 8 independent draws of a
+        posterior.
 
     Raises:
         ArgumentError: draws and scores that do not fit, that are not finite, or that do not vary.
@@ -82,7 +92,25 @@ def ksd(
         others = None if reference is None else _matrix("reference", reference, values.shape[1])
     _check_finite(values, gradients, names)
     sds = _units(values if others is None else others, names, own=others is None)
-    return stein_discrepancy(values / sds, gradients * sds, c=c, beta=beta)
+    found = stein_discrepancy(values / sds, gradients * sds, c=c, beta=beta)
+    if not isinstance(draws, Posterior):
+        return found
+    values, gradients = _independent(values, gradients, num_chains=len(next(iter(draws.draws.values()))))
+    if len(values) < found.num_draws:
+        few = stein_discrepancy(values / sds, gradients * sds, c=c, beta=beta)
+        _, _, u_statistic, error, _, number = few
+        found = found._replace(u_statistic=u_statistic, standard_error=error, num_independent=number)
+    return found if len(values) >= LEAST else found._replace(standard_error=math.nan)
+
+
+def _independent(values: Tensor, gradients: Tensor, num_chains: int) -> tuple[Tensor, Tensor]:
+    """About independent draws of chains one after another, `(n, d)`, and their scores, `(repeats, n, d)`."""
+    chains = values.unflatten(0, (num_chains, -1))
+    enough = chains.shape[1] >= LEAST_DRAWS
+    effective = float(torch.stack(ess(chains)).min()) if enough else math.nan
+    together = torch.cat([values, *gradients], 1).unflatten(0, (num_chains, -1))
+    kept = independent_draws(together, effective, len(values)).unflatten(1, (-1, values.shape[1]))
+    return kept[:, 0], kept[:, 1:].transpose(0, 1)
 
 
 def _of_posterior(

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
-from pyro_scale.convergence import LEAST_DRAWS, ess, rhat
+from pyro_scale.convergence import LEAST_DRAWS
 from pyro_scale.draws import thinned
 from pyro_scale.errors import ArgumentError, ModelError
 from pyro_scale.other_rows import new_rows
 from pyro_scale.posterior import Posterior
 from pyro_scale.predict import conditional_means
 
-BLOCK_NUMBERS = 2**24
-"""Of draws that are looked at at once."""
+from .value_moments import moments_of
+
+COLUMNS = ["mean", "sd", "ess_bulk", "ess_tail", "r_hat"]
 
 
 def predictive_convergence(posterior: Posterior, data: Any = None, *, num_samples: int | None = None) -> pd.DataFrame:
@@ -35,8 +35,8 @@ def predictive_convergence(posterior: Posterior, data: Any = None, *, num_sample
 
     Returns:
         One row for each value, by `site` and `value` ("3" of row 3, "3, 1" of its class or component 1), with its
-        `mean` and `sd` over draws, `ess_bulk`, `ess_tail`, and `r_hat`, which is NaN of a single chain. All but the
-        mean are NaN where a prediction does not vary. `table.nlargest(5, "r_hat")` are those that have converged least.
+        `mean` and `sd` over draws, `ess_bulk`, `ess_tail`, and `r_hat`, which is NaN of a single chain; the last three
+        are NaN where a prediction does not vary. `table.nlargest(5, "r_hat")` are those that have converged least.
 
     Raises:
         ArgumentError: fewer than 4 draws a chain.
@@ -44,7 +44,7 @@ def predictive_convergence(posterior: Posterior, data: Any = None, *, num_sample
         MissingModelError: the posterior has no model, or did not keep a latent site.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro_scale import compile_model
         >>> def model(x, y=None):
         ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -81,16 +81,5 @@ def predictive_convergence(posterior: Posterior, data: Any = None, *, num_sample
 
 def _measured(values: Tensor) -> pd.DataFrame:
     """Of every value of `(num_chains, num_samples, ...)`."""
-    flat = values.flatten(2)
-    block = max(1, BLOCK_NUMBERS // (flat.shape[0] * flat.shape[1]))
-    parts = []
-    for some in flat.split(block, -1):
-        draws = some.detach().double().cpu()
-        still = (draws == draws[0, 0]).flatten(0, 1).all(0)
-        bulk, tail = ess(draws)
-        apart = rhat(draws) if len(draws) > 1 else torch.full_like(bulk, torch.nan)
-        found = {"sd": draws.flatten(0, 1).std(0), "ess_bulk": bulk, "ess_tail": tail, "r_hat": apart}
-        found = {name: torch.where(still, torch.nan, each) for name, each in found.items()}
-        parts.append(pd.DataFrame({"mean": draws.mean((0, 1)), **found}))
     labels = [", ".join(map(str, index)) for index in np.ndindex(values.shape[2:])]
-    return pd.concat(parts).set_axis(labels)
+    return moments_of(values.flatten(2))[COLUMNS].set_axis(labels)

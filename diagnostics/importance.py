@@ -87,7 +87,8 @@ def khat(
         seed: of the draws.
 
     Raises:
-        ArgumentError: the posterior is no approximation, or has no density at its draws.
+        ArgumentError: the posterior is no approximation, one of another temperature than 1, or has no density at its
+            draws.
         MissingModelError: the posterior was loaded without its model.
 
     Example:
@@ -96,13 +97,7 @@ def khat(
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
-        >>> class Wide:  # the posterior is Normal(0, 0.1)
-        ...     def sample(self, n, generator):
-        ...         return {"mu": 0.12 * torch.randn(n, generator=generator)}
-        ...     def log_prob(self, position):
-        ...         return dist.Normal(0.0, 0.12).log_prob(position["mu"])
-        >>> posterior = ps.infer(model, {"y": torch.zeros(99)}, num_samples=50, seed=0)
-        >>> posterior.approximation = Wide()
+        >>> posterior = ps.infer(model, {"y": torch.zeros(99)}, method="laplace_dense", seed=0)  # is normal itself
         >>> found = khat(posterior, resampled=500)
         >>> found.passed, found.draws["mu"].shape
         (True, torch.Size([1, 500]))
@@ -122,13 +117,14 @@ def khat(
             "khat runs the model, and this posterior was loaded without it. Load it with "
             "ps.load(path, model=model, data=data), or take the posterior that infer returned."
         )
-    approximation = approximation_of(posterior)
+    approximation = posterior.approximation
     if approximation is None:
         method = posterior.settings.get("method", "this method")
         raise ArgumentError(
-            f"khat judges a Gaussian approximation by its density, and {method} made none: it draws from the posterior "
-            "itself. posterior.health has its checks."
+            f"khat judges a Gaussian approximation by its density, and {method} made none. posterior.health has its "
+            "checks."
         )
+    check_temperature("khat", posterior, scheduled=True)
     positions, log_ratios = weighted_positions(compiled, approximation, num_samples, seeds[0])
     log_weights, k = smoothed(log_ratios)
     weights = np.exp(log_weights)
@@ -141,10 +137,19 @@ def khat(
     return ImportanceCheck(float(k), float(1 / (weights**2).sum()), num_samples, draws)
 
 
-def approximation_of(posterior: Posterior) -> Gaussian | None:
-    """What the posterior's draws come from, if that is not the posterior itself."""
-    found: Gaussian | None = getattr(posterior, "approximation", None)
-    return found
+def check_temperature(wanted_by: str, posterior: Posterior, *, scheduled: bool) -> None:
+    """Raises `ArgumentError` if its temperature is not 1, or changed along the run and `scheduled` is False.
+
+    A posterior whose settings do not tell it, as one made by hand, has temperature 1.
+    """
+    temperature = posterior.settings.get("temperature", 1.0)
+    if temperature == 1 or (temperature is None and scheduled):
+        return
+    told = "a schedule" if temperature is None else f"{temperature:g}"
+    raise ArgumentError(
+        f"{wanted_by} weights draws as those of the posterior itself, and the temperature of this one is {told}. Fit "
+        "again with temperature=1."
+    )
 
 
 def weighted_positions(

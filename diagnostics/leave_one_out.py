@@ -17,13 +17,16 @@ from pyro_scale.convergence import effective_size
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
 
-from .importance import approximation_of, check_draws, constrained, weighted_positions
+from .difference_estimator import by_differences
+from .importance import check_draws, check_temperature, constrained, weighted_positions
 from .psis import Array, largest_k, smoothed
 from .row_densities import RowDensities
 
 ROUGH_NUMBERS = 2**29
 LEAST_ROUGH_DRAWS = 16
 """All rows are looked at with so many draws that draws times rows are at most that, and no fewer than these."""
+LEAST_EFFECTIVE = 100
+"""Independent draws below which a large k may be chance."""
 ESS_COORDINATES = 2000
 """Of at most so many coordinates the effective sample sizes are averaged."""
 
@@ -41,6 +44,9 @@ class LeaveOneOut:
         elpd_rows: elpd of each of them.
         pareto_k: Pareto k of each of them; above `limit` its elpd is not to be trusted.
         num_data, num_draws: rows in all, and draws.
+        effective_size: how many independent draws from the posterior these are worth.
+        approximation_k: Pareto k of the weights that draws from an approximation have with every row in: as of `khat`;
+            minus infinity of draws from the posterior.
     """
 
     elpd: float
@@ -52,6 +58,8 @@ class LeaveOneOut:
     pareto_k: Array
     num_data: int
     num_draws: int
+    effective_size: float
+    approximation_k: float
 
     @property
     def limit(self) -> float:
@@ -60,15 +68,25 @@ class LeaveOneOut:
 
     @property
     def warning(self) -> str:
-        """What rows of large k mean, and what to do; "" if there are none."""
-        bad = self.rows[self.pareto_k > self.limit]
-        if not len(bad):
+        """What makes k large, and what to do: the draws, their approximation, or else the rows; "" if no k is."""
+        bad, poor = self.rows[self.pareto_k > self.limit], self.approximation_k > self.limit
+        if not len(bad) and not poor:
             return ""
         few = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        said = f"{len(bad)} of {len(self.rows)} rows have k > {self.limit:.2f}" + (f" (rows {few})" if few else "")
+        if poor:
+            return (
+                f"The approximation is poor: its own k is {self.approximation_k:.2f}, above {self.limit:.2f}, with all "
+                f"rows in (see khat); {said}. elpd is not to be trusted. Use a richer approximation, or draw by sghmc."
+            )
+        first = (
+            f"The draws are worth {self.effective_size:.0f} independent ones, and k may be large by chance: draw more "
+            "first. "
+        )
+        first = first if self.effective_size < LEAST_EFFECTIVE else ""
         return (
-            f"{len(bad)} of {len(self.rows)} rows have k > {self.limit:.2f} (rows {few}): the posterior without them "
-            "is far from the one with them, and elpd is too high. Look at these rows, use a likelihood with heavier "
-            "tails, or fit again without them."
+            f"{first}{said}: the posterior without them is far from the one with them, and elpd is too high. Look at "
+            "these rows, use a likelihood with heavier tails, or fit again without them."
         )
 
     def __str__(self) -> str:
@@ -94,11 +112,14 @@ class _Draws(NamedTuple):
     Attributes:
         densities: of rows at the draws.
         log_ratios: log posterior - log density drawn from, up to a constant, `(num_draws,)`.
+        log_weights, k: the same, smoothed and normalised, and their Pareto k.
         r_eff: effective number of draws / number of draws.
     """
 
     densities: RowDensities
     log_ratios: Array
+    log_weights: Array
+    k: float
     r_eff: float
 
 
@@ -121,7 +142,8 @@ def loo(
         seed: of the choice of rows, and of draws from a Gaussian approximation.
 
     Raises:
-        ArgumentError: too few draws, draws that are not finite, or more rows than there are.
+        ArgumentError: too few draws, draws that are not finite, another temperature than 1, or more rows than there
+            are.
         MissingModelError: the posterior was loaded without its model, or did not keep a latent site.
         ModelError: rows have no log-likelihood of their own, or one that is not finite.
 
@@ -162,32 +184,8 @@ def loo(
         elpd, se, subsampling_se = by_differences(roughly, left_out, rows.cpu().numpy())
         p_loo, _, _ = by_differences(fitted - roughly, included - left_out, rows.cpu().numpy())
     shown = rows.cpu().numpy()
-    return LeaveOneOut(elpd, se, subsampling_se, p_loo, shown, left_out, k, num_data, draws.densities.num_draws)
-
-
-def by_differences(surrogate: Array, values: Array, chosen: Array) -> tuple[float, float, float]:
-    """Estimate of a total from a surrogate of every row, and what it is at a simple random sample of them.
-
-    The difference estimator of Magnusson et al. (2020).
-
-    Args:
-        surrogate: `(num_data,)`.
-        values: what the surrogate stands for, at the chosen rows; `(n,)`.
-        chosen: indices of these rows, `(n,)`.
-
-    Returns:
-        Estimate; standard error that the total of all rows has, as they are a sample themselves; standard error of the
-        estimate about the total of all rows.
-    """
-    num_data, n = len(surrogate), len(chosen)
-    differences = values - surrogate[chosen]
-    total = surrogate.sum() + num_data * differences.mean()
-    variance = num_data**2 * (1 - n / num_data) * differences.var(ddof=1) / n
-    center = surrogate.mean()  # about it, since squares of values far from 0 differ by little
-    squares = ((surrogate - center) ** 2).sum()
-    squares += num_data * ((values - center) ** 2 - (surrogate[chosen] - center) ** 2).mean()
-    spread = squares - ((total - num_data * center) ** 2 - variance) / num_data
-    return float(total), math.sqrt(max(float(spread), 0.0)), math.sqrt(float(variance))
+    number, effective = draws.densities.num_draws, draws.r_eff / float(np.exp(2 * draws.log_weights).sum())
+    return LeaveOneOut(elpd, se, subsampling_se, p_loo, shown, left_out, k, num_data, number, effective, draws.k)
 
 
 def _weighted_draws(posterior: Posterior, sites: Collection[str] | None, seed: int) -> _Draws:
@@ -196,16 +194,19 @@ def _weighted_draws(posterior: Posterior, sites: Collection[str] | None, seed: i
         raise ArgumentError(f"loo got a {type(posterior).__name__}; it takes a posterior, as infer returns.")
     latent = posterior.latent_draws("loo", new_rows=False)
     assert posterior.compiled is not None  # latent_draws has told
+    check_temperature("loo", posterior, scheduled=False)
     check_draws("loo", latent)
     num_chains, num_samples = next(iter(latent.values())).shape[:2]
-    approximation = approximation_of(posterior)
+    approximation = posterior.approximation
     if approximation is not None:
         positions, log_ratios = weighted_positions(posterior.compiled, approximation, num_chains * num_samples, seed)
         values = constrained(posterior.compiled, positions, list(latent))
-        return _Draws(RowDensities(posterior.compiled, values, sites), log_ratios, 1.0)
+        log_weights, k = smoothed(log_ratios)
+        return _Draws(RowDensities(posterior.compiled, values, sites), log_ratios, log_weights, float(k), 1.0)
     values = {name: value.flatten(0, 1) for name, value in latent.items()}
     densities = RowDensities(posterior.compiled, values, sites)
-    return _Draws(densities, np.zeros(num_chains * num_samples), _relative_efficiency(posterior))
+    even = np.zeros(num_chains * num_samples)
+    return _Draws(densities, even, even - np.log(len(even)), -math.inf, _relative_efficiency(posterior))
 
 
 def _relative_efficiency(posterior: Posterior) -> float:
@@ -222,12 +223,11 @@ def _relative_efficiency(posterior: Posterior) -> float:
 
 def _left_out(draws: _Draws, rows: torch.Tensor) -> tuple[Array, Array, Array]:
     """Log predictive density of each row given the others, and given all, and Pareto k; each `(n,)`."""
-    weights, _ = smoothed(draws.log_ratios)
     found = []
     for block in draws.densities.blocks(rows):
         density = draws.densities.at(block)  # (rows, draws)
         without, k = smoothed(draws.log_ratios - density, draws.r_eff)
-        found.append((logsumexp(without + density, axis=1), logsumexp(weights + density, axis=1), k))
+        found.append((logsumexp(without + density, axis=1), logsumexp(draws.log_weights + density, axis=1), k))
     left_out, included, k = (np.concatenate(each) for each in zip(*found, strict=True))
     return left_out, included, k
 
@@ -240,7 +240,7 @@ def _roughly_left_out(draws: _Draws, everything: torch.Tensor) -> tuple[Array, A
     """
     most = max(LEAST_ROUGH_DRAWS, ROUGH_NUMBERS // len(everything))
     few, chosen = draws.densities.thinned(min(draws.densities.num_draws, most))
-    weights = torch.from_numpy(smoothed(draws.log_ratios)[0][chosen]).log_softmax(0)
+    weights = torch.from_numpy(draws.log_weights[chosen]).log_softmax(0)
     without, given_all = np.empty((2, len(everything)))  # before the blocks, between which it would hold their memory
     for block in few.blocks(everything):
         density = torch.from_numpy(few.at(block))

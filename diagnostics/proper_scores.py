@@ -64,12 +64,15 @@ def class_labels(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def crps(draws: Any, observed: Any) -> Tensor:
-    r"""Continuous ranked probability score of every row, of the empirical distribution function F of its draws.
+    r"""Continuous ranked probability score of every row, of the distribution F that its draws are from.
 
-    $$\int (F(x) - 1[x \ge y])^2 dx = \frac1S \sum_s |x_s - y| - \frac1{2 S^2} \sum_{s, t} |x_s - x_t|:$$
+    $$\int (F(x) - 1[x \ge y])^2 dx = \mathbb{E} |x - y| - \frac12 \mathbb{E} |x - x'|
+        \approx \frac1S \sum_s |x_s - y| - \frac1{2 S (S - 1)} \sum_{s, t} |x_s - x_t|:$$
 
-    Gneiting & Raftery (2007), Strictly proper scoring rules, prediction, and estimation, JASA, equations 20 and 21. In
-    the units of the observations; of a single draw its distance, of counts the ranked probability score.
+    Gneiting & Raftery (2007), Strictly proper scoring rules, prediction, and estimation, JASA, equations 20 and 21. The
+    estimate is unbiased for independent draws, so that few are not scored worse than many, and may be below 0: Ferro
+    (2014), Fair scores for ensemble forecasts, Quarterly Journal of the Royal Meteorological Society. In the units of
+    the observations; of a single draw its distance, of counts the ranked probability score.
 
     Args:
         draws: `(num_samples, ...)`, of the predictive distribution.
@@ -79,14 +82,14 @@ def crps(draws: Any, observed: Any) -> Tensor:
         ArgumentError: shapes that do not fit.
 
     Example:
-        >>> crps([[0.0], [2.0]], [1.0])
-        tensor([0.5000], dtype=torch.float64)
+        >>> crps([[0.0], [2.0]], [3.0])
+        tensor([1.], dtype=torch.float64)
     """
     draws, observed = as_numbers("draws", draws), as_numbers("observed", observed)
     check_draws(draws, observed)
     number = len(draws)
     # of sorted draws, the sum of all differences has these weights
-    weights = (2 * torch.arange(1, number + 1, dtype=torch.float64) - number - 1) / number**2
+    weights = (2 * torch.arange(1, number + 1, dtype=torch.float64) - number - 1) / (number * max(1, number - 1))
     parts = []
     for values, seen in in_blocks(draws, observed):
         away = (values - seen).abs().mean(0)

@@ -50,11 +50,13 @@ class Ranks:
         """A row for each parameter.
 
         uniformity: p-value of the chi-squared test on the bars of the histogram, of any error of the draws' law.
-        width: p-value of the sum of squared normal scores of the ranks, of draws that are too narrow or too wide.
+        width: p-value of the sum of squared normal scores of the ranks about their mean, of draws that are too narrow
+            or too wide.
         asymmetry: p-value of Wilcoxon's signed-rank test of symmetry about 1/2, of draws that are too low or too high.
         p_value: the smallest one, times the number of all tests (Bonferroni): below it by chance in no more cases.
         mean_error, sd_ratio: by how many posterior sds draws are too high, and their sd relative to the posterior's, as
-            far as posteriors are normal.
+            far as posteriors are normal. The second is pulled towards 1, and above it where draws are far off: a rank
+            among L draws limits the size of a score.
         verdict: what is wrong, in words.
         """
         from scipy.stats import chi2, norm, wilcoxon
@@ -66,8 +68,8 @@ class Ranks:
         uniformity = chi2.sf(((counts - expected) ** 2 / expected).sum(0), bars - 1)
         asymmetry = wilcoxon(values - 0.5, axis=0).pvalue if enough else np.nan
         scores = norm.ppf(values)
-        squares = (scores**2).sum(0)
-        width = 2 * np.minimum(chi2.cdf(squares, len(values)), chi2.sf(squares, len(values)))
+        squares = ((scores - scores.mean(0)) ** 2).sum(0)  # about it, as draws that are moved only are not too narrow
+        width = 2 * np.minimum(chi2.cdf(squares, len(values) - 1), chi2.sf(squares, len(values) - 1))
         tests = dict(zip(TESTS, (uniformity, width, asymmetry), strict=True))
         table = pd.DataFrame(tests if enough else dict.fromkeys(TESTS, np.nan), self.ranks.columns)
         table["p_value"] = (table.min(axis=1) * self.num_tests).clip(upper=1)

@@ -22,7 +22,8 @@ def reliability(confidence: Any, happened: Any, num_bins: int = 15) -> pd.DataFr
 
     Returns:
         One row a bin: `low` and `high`, its `count`, the mean `confidence` in it, the `frequency` with which it
-        happened, and that one's binomial `standard_error`. The last three are NaN of an empty bin.
+        happened, and the binomial `standard_error` that this one has if predictions are calibrated, which is not 0
+        where something always or never happened. The last three are NaN of an empty bin.
 
     Raises:
         ArgumentError: shapes that do not fit, or values that are no probabilities.
@@ -48,7 +49,7 @@ def reliability(confidence: Any, happened: Any, num_bins: int = 15) -> pd.DataFr
     count = np.bincount(place, minlength=num_bins)
     with np.errstate(invalid="ignore"):
         mean, frequency = (np.bincount(place, each, num_bins) / count for each in (confidence, happened))
-        error = np.sqrt(frequency * (1 - frequency) / count)
+        error = np.sqrt(mean * (1 - mean) / count)
     columns = {"low": edges[:-1], "high": edges[1:], "count": count, "confidence": mean, "frequency": frequency}
     return pd.DataFrame({**columns, "standard_error": error}).rename_axis("bin")
 

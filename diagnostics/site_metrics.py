@@ -49,7 +49,8 @@ def of_classes(
     Args:
         probabilities: as `probabilities_of` gives them.
         observed: labels, `(n, *event)`.
-        density: log predictive density of each row; None to take that of the probabilities.
+        density: log predictive density of each row; None to take that of the probabilities: the sum over the events of
+            a row of the logs of their marginal probabilities, as if they were independent.
         num_bins: of the diagram.
     """
     scores = brier_score(probabilities, observed)
@@ -64,8 +65,10 @@ def of_classes(
         happened = correct.double()
         of_observed = probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     pairs = [each.flatten().clamp(0, 1).numpy() for each in (confidence, happened)]
+    if density is None:
+        density = of_observed.log().reshape(len(observed), -1).sum(1)
     metrics = {
-        "log_predictive_density": _mean(of_observed.log() if density is None else density),
+        "log_predictive_density": _mean(density),
         "accuracy": _mean(correct.double()),
         "brier": _mean(scores),
         "expected_calibration_error": (expected_calibration_error(pairs[0], pairs[1], num_bins), math.nan),

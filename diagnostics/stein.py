@@ -41,10 +41,11 @@ class KSD(NamedTuple):
     Attributes:
         value: root of the V-statistic, at least 0: the discrepancy of the draws themselves.
         v_statistic: mean of the Stein kernel over all pairs.
-        u_statistic: the same without pairs of a draw with itself: unbiased, so that for draws of the posterior it lies
-            around 0, on either side. NaN for a single draw.
-        standard_error: of the U-statistic, if draws are independent; somewhat too large near 0.
+        u_statistic: the same without pairs of a draw with itself: unbiased, so that for independent draws of the
+            posterior it lies around 0, on either side. NaN for a single draw.
+        standard_error: of the U-statistic, of independent draws; somewhat too large near 0. NaN for a single draw.
         num_draws: how many draws were looked at.
+        num_independent: how many of them the U-statistic and its standard error are of.
     """
 
     value: float
@@ -52,6 +53,7 @@ class KSD(NamedTuple):
     u_statistic: float
     standard_error: float
     num_draws: int
+    num_independent: int
 
     def __float__(self) -> float:
         return self.value
@@ -87,7 +89,7 @@ def stein_discrepancy(draws: Tensor, scores: Tensor, *, c: float = 1.0, beta: fl
     v_statistic = float((rows.sum() + diagonal.sum()) / n**2)
     error = 2 * float((rows / (n - 1)).std()) / math.sqrt(n) if n > 1 else math.nan
     u_statistic = float(rows.sum()) / (n * (n - 1)) if n > 1 else math.nan
-    return KSD(math.sqrt(max(0.0, v_statistic)), v_statistic, u_statistic, error, n)
+    return KSD(math.sqrt(max(0.0, v_statistic)), v_statistic, u_statistic, error, n, n)
 
 
 def _stein_kernel(x: Tensor, score_x: Tensor, y: Tensor, score_y: Tensor, c: float, beta: float) -> Tensor:

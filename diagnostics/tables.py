@@ -15,7 +15,7 @@ Marked = Callable[[str, str], bool]
 
 DECIMALS = {
     "ess_bulk": 0, "ess_tail": 0, "r_hat": 3, "sd_ratio": 3, "mean_error": 3, "mcse": 3, "z": 1, "seconds": 1,
-    "ess_per_s": 1,
+    "ess_per_s": 1, "energy_p": 3, "mmd_p": 3,
 }  # fmt: skip
 """Of columns whose numbers are of one size; others have those of their row."""
 

@@ -33,6 +33,8 @@ COMPARED = {
     "r_hat": "R-hat",
     "seconds": "seconds",
     "ess_per_s": "ESS/s",
+    "energy_p": "energy p",
+    "mmd_p": "MMD p",
 }
 SURE, TENTH = 3.0, 0.1
 MOST_COMPARED = 2000
@@ -115,8 +117,9 @@ def comparison(evidence: Evidence) -> str:
 
     legend = (
         "Mean error: mean minus the reference's, in its standard deviations; z, that over its Monte Carlo standard "
-        "error. Sd ratio: 1 is right. Row all: the worst of every column. Marked: a mean off by more than 0.1 and "
-        "beyond chance, a standard deviation off by more than 10 %."
+        "error. Sd ratio: 1 is right. Row all: the worst of every column. Energy p and MMD p: how often chance alone "
+        "sets draws of all values together as far apart, by energy distance and by maximum mean discrepancy. Marked: a "
+        "mean off by more than 0.1 and beyond chance, a standard deviation off by more than 10 %."
     )
     return table_html(table, COMPARED, bad) + f'<p class="legend">{html.escape(legend)}</p>'
 

@@ -72,11 +72,16 @@ def test_reliability_of_scikit_learn() -> None:
     empty = reliability([0.1, 0.1], [0, 1], 3)
     assert empty["count"].tolist() == [2, 0, 0]
     assert empty["frequency"].isna().tolist() == [False, True, True]
-    assert empty["standard_error"][0] == pytest.approx(math.sqrt(0.25 / 2))
+    assert empty["standard_error"][0] == pytest.approx(math.sqrt(0.1 * 0.9 / 2)) and math.isnan(
+        empty["standard_error"][1]
+    )
+    never = reliability([0.2] * 25, [0] * 25, 1)  # is 2.5 standard errors off
+    assert never["standard_error"][0] == pytest.approx(0.08)
     assert expected_calibration_error([0.1, 0.1, 0.9], [0, 1, 1], 2) == pytest.approx((2 * 0.4 + 0.1) / 3)
 
 
 def test_crps_is_its_integral() -> None:
+    """Of the draws' distribution function, less the variance that so few draws give it."""
     draws, observed = numbers(9, 3, 2, seed=4), numbers(3, 2, seed=5) * 2
     found = crps(draws, observed)
     assert found.shape == (3, 2)
@@ -84,7 +89,8 @@ def test_crps_is_its_integral() -> None:
         x, y = draws[(slice(None), *row)].numpy(), float(observed[row])
         knots = np.sort(np.append(x, y))  # between them the integrand is constant
         middles = (knots[1:] + knots[:-1]) / 2
-        squares = ((x[:, None] <= middles).mean(0) - (middles >= y)) ** 2
+        below = (x[:, None] <= middles).mean(0)
+        squares = (below - (middles >= y)) ** 2 - below * (1 - below) / (9 - 1)
         assert float(found[row]) == pytest.approx(float(squares @ np.diff(knots)), rel=1e-12)
     assert torch.equal(crps(draws[:1], observed), (draws[0] - observed).abs())
 
@@ -98,6 +104,16 @@ def test_crps_of_a_normal() -> None:
         assert float(crps(draws[:, None], [y])) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("number", [2, 5, 50])
+def test_crps_does_not_depend_on_the_number_of_draws(number: int) -> None:
+    """Of an exact prediction of standard normals it is 1 / sqrt(pi); three within 4 sds fail once in 5,000 seeds."""
+    draws = numbers(number + 1, 20_000, seed=13)
+    found = crps(draws[1:], draws[0])
+    z = (float(found.mean()) - 1 / math.sqrt(math.pi)) / (float(found.std()) / math.sqrt(20_000))
+    print(f"{number} draws: {float(found.mean()):.4f}, z {z:.1f}")
+    assert abs(z) < 4
+
+
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     draws, observed = numbers(20, 31, seed=6), numbers(31, seed=7)
     whole, inside, places = crps(draws, observed), interval_coverage(draws, observed), pit(draws, observed, generator())
@@ -109,11 +125,23 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_intervals_are_those_of_numpy() -> None:
     draws, observed = numbers(50, 400, seed=8), 1.5 * numbers(400, seed=9)
-    found = interval_coverage(draws, observed, [0.5, 0.93])
-    for level, inside in zip((0.5, 0.93), found, strict=True):
-        low, high = np.quantile(draws.numpy(), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    levels = (0.5, 0.93, 0.99)  # the last ends at the outermost draws
+    found = interval_coverage(draws, observed, levels)
+    for level, inside in zip(levels, found, strict=True):
+        low, high = np.quantile(draws.numpy(), [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
         expected = (low <= observed.numpy()) & (observed.numpy() <= high)
         assert np.array_equal(inside.numpy(), expected)
+
+
+@pytest.mark.parametrize(("number", "levels"), [(40, (0.5, 0.8, 0.9, 0.95)), (5, (0.3, 0.5, 0.66))])
+def test_intervals_of_few_draws_hold_as_much_as_they_say(number: int, levels: tuple[float, ...]) -> None:
+    """Of an exact prediction, uniform so that interpolation is exact; 7 within 4 sds fail once in 2,000 seeds."""
+    draws = uniforms(number + 1, 20_000, seed=12)
+    found = interval_coverage(draws[1:], draws[0], levels).double().mean(1)
+    for level, share in zip(levels, found.tolist(), strict=True):
+        z = (share - level) / math.sqrt(level * (1 - level) / 20_000)
+        print(f"{number} draws, {level:g}: {share:.4f}, z {z:.1f}")
+        assert abs(z) < 4
 
 
 def test_pit_is_uniform_of_few_draws_and_of_counts() -> None:
@@ -172,6 +200,25 @@ def test_metrics_of_classes() -> None:
     assert found.reliability.loc["one"].equals(reliability(P, HAPPENED))
     assert found.pit == {}
     assert len(found.plot().axes) == 4
+
+
+def test_the_density_of_a_row_is_that_of_all_its_events() -> None:
+    """As a posterior without uncertainty has it, whose events are independent."""
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Bernoulli(logits=x[:, None] * w).to_event(1), obs=y)
+
+    x, y = numbers(50, seed=86), (uniforms(50, 3, seed=87) < 0.5).double()
+    w = numbers(3, seed=88)
+    posterior = posterior_of(compile_model(model, {"x": x, "y": y}), {"w": w.expand(2, 5, 3)})
+    joint = calibration(posterior).table.loc[("obs", "log_predictive_density")]
+    marginal = calibration(posterior.predict({"x": x}), y).table.loc[("obs", "log_predictive_density")]
+    rows = dist.Bernoulli(logits=x[:, None] * w).log_prob(y).sum(1)
+    for value, error in (joint, marginal):
+        assert value == pytest.approx(float(rows.mean()), rel=1e-6)
+        assert error == pytest.approx(float(rows.std()) / math.sqrt(50), rel=1e-6)
 
 
 def test_labels_of_every_type() -> None:

@@ -156,8 +156,8 @@ def test_a_parameter_that_does_not_vary_is_no_obstacle() -> None:
     assert table.loc[("fast", "all"), "mean_error"] == pytest.approx(0.5 / SD)
     assert math.isnan(table.loc[("fast", "one"), "sd_ratio"])
     only = compare(made("fast", one=constant), reference=made("exact", one=constant))
-    known = ["ess_bulk", "seconds", "ess_per_s", "gradients"]
-    assert only.loc[("fast", "all")].drop(known).isna().all()
+    assert only.loc[("fast", "all")].drop(["seconds", "gradients"]).isna().all()
+    assert table.loc["fast", "ess_bulk"].isna().tolist() == [False, True, False]  # of what does not vary not known
 
 
 def test_draws_of_every_type() -> None:
@@ -247,14 +247,42 @@ def test_what_a_run_cost() -> None:
     assert (table.loc["exact", "gradients"] == 200).all() and (table.loc["exact", "passes"] == 200).all()
 
 
+def test_what_a_fit_cost_is_not_guessed_from_its_steps() -> None:
+    """Nor are its draws, or particles, a chain that mixes."""
+    fit, reference = made("fit", mu=noise(4, 100)), made("exact", mu=noise(4, 200, seed=1))
+    fit.settings.update(num_data=1000, batch_size=50)
+    fit.trace = torch.zeros(1, 100)
+    table = compare(fit, reference=reference)
+    assert table.loc["fit", ["gradients", "passes", "ess_bulk", "ess_per_s"]].isna().all(axis=None)
+    assert table.loc["exact", ["gradients", "ess_bulk", "ess_per_s"]].notna().all(axis=None)
+    assert table.loc[("fit", "all"), "energy_p"] > 0.001 and (table.loc["fit", "seconds"] == 2.0).all()
+    fit.settings["gradients"] = 300
+    assert (compare(fit, reference=reference).loc["fit", ["gradients", "passes"]] == [300, 15]).all(axis=None)
+    nothing = made("made up", mu=noise(4, 100))
+    nothing.num_steps = 0
+    assert compare(nothing, reference=reference).loc["made up", "gradients"].isna().all()
+
+
 def test_draws_that_are_not_finite_are_told_by_nan() -> None:
     broken = noise(2, 100, 2)
     broken[0, 3, 0] = torch.nan
     table = compare(made("fast", mu=broken), reference=made("exact", mu=noise(2, 100, 2, seed=1)))
     row, whole = table.loc[("fast", "mu[0]")], table.loc[("fast", "all")]
     assert row[["mean", "sd", "wasserstein", "q5_error", "ess_bulk", "r_hat"]].isna().all()
-    assert whole[["energy_distance", "energy_p"]].isna().all()
     assert not math.isnan(table.loc[("fast", "mu[1]"), "mean_error"])
+    assert whole.drop(["seconds", "gradients"]).isna().all() and whole["gradients"] == 200
+    of_reference = compare(made("fast", mu=noise(2, 100, 2)), reference=made("exact", mu=broken))
+    for name in ("fast", "exact"):
+        assert of_reference.loc[(name, "all")].drop(["seconds", "gradients"]).isna().all()
+
+
+def test_a_reference_that_does_not_vary_is_no_unit() -> None:
+    reference = made("exact", mu=noise(2, 100), one=torch.full((2, 100), 1 / 3, dtype=torch.float64))
+    judged = made("fast", mu=noise(2, 100, seed=1), one=torch.full((2, 100), 1 / 3 + 1e-15, dtype=torch.float64))
+    table = compare(judged, reference=reference)
+    assert table.loc[("fast", "one"), ["mean_error", "z", "sd_ratio", "q5_error", "wasserstein"]].isna().all()
+    assert table.loc[("fast", "all"), "mean_error"] == table.loc[("fast", "mu"), "mean_error"]
+    assert np.isfinite(table.loc[("fast", "all"), ["z", "wasserstein", "q5_error", "energy_p"]].astype(float)).all()
 
 
 def test_seeds_decide_the_relabellings() -> None:

@@ -63,7 +63,7 @@ def around(mean: Position, sd: float) -> DiagonalGaussian:
 def made(compiled: CompiledModel, approximation: Any) -> Posterior:
     draws = {name: torch.zeros(1, 2, *compiled.sites[name].shape) for name in compiled.latent}
     posterior = posterior_of(compiled, draws)
-    posterior.approximation = approximation  # type: ignore[attr-defined]
+    posterior.approximation = approximation
     return posterior
 
 
@@ -150,6 +150,12 @@ def test_in_float32() -> None:
     assert found.draws["mu"].dtype == torch.float32
 
 
+def test_a_schedule_that_may_have_ended_at_1_is_judged() -> None:
+    posterior = narrower(1.0)
+    posterior.settings["temperature"] = None
+    assert khat(posterior).passed
+
+
 def test_verdicts_in_words() -> None:
     bad = khat(narrower(3.0))
     assert not bad.passed and bad.k > 0.7
@@ -170,14 +176,21 @@ def unloaded() -> Posterior:
     return posterior
 
 
+def warm() -> Posterior:
+    posterior = narrower(1.0)
+    posterior.settings["temperature"] = 2.0
+    return posterior
+
+
 MU = {"mu": torch.zeros((), dtype=torch.float64)}
 BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] = {
     "draws": (lambda: MU, {}, ArgumentError, "khat got a dict; it takes a posterior"),
     "of MCMC": (
         lambda: made(compile_model(known_variance, {"y": Y}), None), {}, ArgumentError,
-        "khat judges a Gaussian approximation by its density, and by hand made none: it draws from the",
+        "khat judges a Gaussian approximation by its density, and by hand made none. posterior.health has its",
     ),
     "no model": (unloaded, {}, MissingModelError, "khat runs the model, and this posterior was loaded without it"),
+    "warm": (warm, {}, ArgumentError, "khat weights draws as those of .* temperature of this one is 2. Fit again with"),
     "few": (lambda: narrower(1.0), {"num_samples": 24}, ArgumentError, "num_samples is 24; .* at least 25"),
     "none resampled": (lambda: narrower(1.0), {"resampled": 0}, ArgumentError, "resampled is 0; .* at least 1"),
     "seed": (lambda: narrower(1.0), {"seed": 0.5}, ArgumentError, "seed is 0.5"),

@@ -132,6 +132,24 @@ def test_damaged_draws_are_ranked(exact: Posterior) -> None:
     assert abs(found["exact"].u_statistic) < 4 * found["exact"].standard_error
 
 
+def test_draws_of_chains_are_thinned_until_they_are_independent(exact: Posterior) -> None:
+    """Autoregressions of the exact posterior: of all pairs, neighbours included, most would lie beyond 2."""
+    x, y = (exact.compiled.data.rows[name] for name in ("x", "y"))  # type: ignore[union-attr]
+    mean, covariance = exact_regression(x, y)
+    found = []
+    for seed in range(20):
+        steps = numbers(2, 400, 3, seed=seed)
+        for k in range(1, 400):
+            steps[:, k] = 0.9 * steps[:, k - 1] + 0.19**0.5 * steps[:, k]
+        found.append(ksd(with_draws(exact, mean + steps @ torch.linalg.cholesky(covariance).T), reference=exact))
+    z = np.array([one.u_statistic / one.standard_error for one in found])
+    print(z.round(1), [one.num_independent for one in found])
+    assert (np.abs(z) > 2).sum() <= 2 and abs(z.mean()) < 1
+    assert all(one.num_draws == 800 and 8 <= one.num_independent < 60 for one in found)
+    walk = ksd(with_draws(exact, exact.draws["w"].cumsum(1)), reference=exact)
+    assert walk.num_independent < 8 and math.isnan(walk.standard_error) and walk.value > 0
+
+
 def test_the_published_formula_does_not_rank_them() -> None:
     """For a posterior of the size of a logistic regression's: 768 rows, 8 coefficients of sd 0.1."""
     samples, sd = damaged(0.1 * numbers(100, 8, seed=0)), 0.1
@@ -156,7 +174,7 @@ def test_gradients_are_those_of_the_exact_posterior(exact: Posterior) -> None:
     thinned = torch.linspace(0, 299, 100).round().long()
     draws = exact.draws["w"][:, thinned].flatten(0, 1)
     expected = ksd(draws, -(draws - mean) @ torch.linalg.inv(covariance))
-    assert ksd(exact, num_samples=100) == pytest.approx(expected, rel=1e-8)
+    assert ksd(exact, num_samples=100)[:2] == pytest.approx(expected[:2], rel=1e-8)
 
 
 def test_rows_in_blocks_are_all_rows(exact: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,8 +196,12 @@ def test_constrained_sites_are_looked_at_without_constraints() -> None:
         return prior - len(Y) * vector[2] - ((Y - X @ vector[:2]) / sigma).square().sum() / 2
 
     gradients = torch.stack([torch.func.grad(log_density)(vector) for vector in flat])
-    assert ksd(posterior) == pytest.approx(ksd(flat, gradients), rel=1e-8)
-    assert ksd(posterior, reference=posterior) == pytest.approx(ksd(flat, gradients), rel=1e-8)
+    expected = ksd(flat, gradients)
+    assert ksd(posterior)[:2] == pytest.approx(expected[:2], rel=1e-8)
+    assert ksd(posterior, reference=posterior)[:2] == pytest.approx(expected[:2], rel=1e-8)
+    few = ksd(posterior)
+    lag = next(k for k in range(1, 9) if -(-8 // k) == few.num_independent)
+    assert few.u_statistic == pytest.approx(ksd(flat[::lag], gradients[::lag], reference=flat).u_statistic, rel=1e-8)
 
 
 def test_noise_of_minibatches_leaves_both_statistics_unbiased(exact: Posterior) -> None:

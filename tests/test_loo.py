@@ -14,8 +14,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from posterior_cases import NOISE, exact_posterior, exact_regression, generator, posterior_of, regression
-from pyro_scale.diagnostics import leave_one_out, loo, row_densities
-from pyro_scale.diagnostics.leave_one_out import by_differences
+from pyro_scale.diagnostics import khat, leave_one_out, loo, row_densities
+from pyro_scale.diagnostics.difference_estimator import by_differences
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -182,7 +182,7 @@ def wide() -> DenseGaussian:
 def test_draws_of_an_approximation_are_weighted() -> None:
     """Without the weights the sum is off by 1.5."""
     posterior = exact_posterior(X, Y, num_chains=1, num_samples=4000)
-    posterior.approximation = wide()  # type: ignore[attr-defined]
+    posterior.approximation = wide()
     expected = without_each_row(X, Y).numpy()
     found = loo(posterior, seed=1)
     again = loo(posterior, seed=2)
@@ -281,6 +281,32 @@ def test_an_outlier_is_told() -> None:
     assert "subsampling_se" not in text and "(rows 17)" in text
 
 
+def told(found: leave_one_out.LeaveOneOut) -> str:
+    print(found.effective_size, found.approximation_k, found.warning)
+    return found.warning
+
+
+def test_what_makes_k_large_is_told_before_the_rows_are_blamed() -> None:
+    mean, covariance = exact_regression(X, Y)
+    posterior = exact_posterior(X, Y, num_chains=1, num_samples=2000)
+    for factor, center in ((0.3, mean), (1.0, mean + 4 * covariance.diagonal().sqrt())):
+        posterior.approximation = DenseGaussian({"w": center}, factor * torch.linalg.cholesky(covariance))
+        found = loo(posterior)
+        assert found.approximation_k == pytest.approx(khat(posterior, num_samples=2000).k, abs=0.3)
+        assert found.approximation_k > found.limit and "The approximation is poor: its own k is" in told(found)
+        assert "Look at these rows" not in found.warning and "The approximation is poor" in str(found)
+    posterior.approximation = wide()
+    assert loo(posterior).approximation_k < 0.5 and told(loo(posterior)) == ""
+    y = Y.clone()
+    y[17] = 15.0
+    few = exact_posterior(X, y, num_chains=4, num_samples=10)
+    warning = told(loo(few))
+    assert warning.startswith("The draws are worth") and warning.endswith("or fit again without them.")
+    assert loo(few).effective_size < 100 and loo(few).approximation_k == -math.inf
+    exact = exact_posterior(X, y, num_samples=500)
+    assert loo(exact).effective_size == pytest.approx(2000, rel=0.2) and told(loo(exact)).startswith("1 of 60 rows")
+
+
 def test_masked_rows_cost_nothing() -> None:
     def masked(x: Tensor, y: Tensor) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
@@ -319,6 +345,12 @@ def loaded() -> Posterior:
     return posterior
 
 
+def at(temperature: float | None) -> Posterior:
+    posterior = good()
+    posterior.settings["temperature"] = temperature
+    return posterior
+
+
 BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] = {
     "no posterior": (lambda: W, {}, ArgumentError, "loo got a dict; it takes a posterior, as infer returns"),
     "no model": (loaded, {}, MissingModelError, "loo runs the model, and this posterior was"),
@@ -330,6 +362,8 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] =
         lambda: posterior_of(compile_model(regression, {"x": X, "y": Y}), {"w": W["w"][:, :10]}), {}, ArgumentError,
         "needs at least 25; the posterior has 2 x 10. Raise num_samples",
     ),
+    "cold": (lambda: at(0.5), {}, ArgumentError, "temperature of this one is 0.5. Fit again with temperature=1"),
+    "schedule": (lambda: at(None), {}, ArgumentError, "temperature of this one is a schedule. Fit again with"),
     "NaN": (spoiled, {}, ArgumentError, "1 of the draws of site 'w' are not finite"),
     "more rows than there are": (good, {"num_rows": 61}, ArgumentError, "num_rows is 61; .* from 2 to 60, the number"),
     "one row": (good, {"num_rows": 1}, ArgumentError, "num_rows is 1; it must be a whole number from 2"),
@@ -354,6 +388,10 @@ def test_what_is_refused(name: str) -> None:
     make, arguments, error, message = BAD[name]
     with pytest.raises(error, match=message):
         loo(make(), **arguments)
+
+
+def test_temperature_1_is_that_of_the_posterior() -> None:
+    assert loo(at(1.0)).elpd == loo(at(1)).elpd == loo(good()).elpd  # the last does not tell
 
 
 def test_one_chain_is_enough() -> None:

@@ -83,6 +83,8 @@ def test_a_page_needs_nothing_and_runs_nothing(full: Page) -> None:
 def test_the_comparison_marks_a_mean_that_is_off(full: Page, rows: tuple[Tensor, Tensor]) -> None:
     """0.1 is more than a posterior sd of about 0.08, and far beyond the Monte Carlo error of 800 draws."""
     assert {name for name, _ in full.bad} >= {"all", "w[0]", "w[1]"}
+    table = full.sections["Against the reference"]
+    assert table.index("energy p") < table.index("MMD p") < table.index("0.001") < table.index("Mean error")
 
 
 def test_failed_checks_come_first_with_their_remedy_and_mark_cells(tmp_path: Path) -> None:

@@ -96,6 +96,15 @@ def test_moved_draws_are_found_by_their_asymmetry(moved: Ranks) -> None:
     assert low["verdict"] == "draws too low" and low["mean_error"] < -0.15
 
 
+@pytest.mark.parametrize("shift", [0.7, -0.7])
+def test_moved_draws_have_the_right_width(shift: float) -> None:
+    """About 0 the scores' squares would sum to half as much again."""
+    for seed in range(5):
+        row = calibrated(shift=shift, seed=seed).table.loc["mu"]
+        print(row["width"], row["sd_ratio"])
+        assert row["verdict"] == ("draws too high" if shift > 0 else "draws too low")
+
+
 def test_a_method_that_ignores_the_data_is_found_by_the_log_likelihood() -> None:
     def prior(data: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
         return {"mu": noise(seed, 1, 100)}
@@ -124,7 +133,7 @@ def test_the_tests_are_those_of_scipy(moved: Ranks) -> None:
     assert row["uniformity"] == pytest.approx(stats.chisquare(counts).pvalue)
     assert row["asymmetry"] == pytest.approx(stats.wilcoxon(ranks - 0.5).pvalue)
     scores = stats.norm.ppf(ranks)
-    tail = stats.chi2.sf((scores**2).sum(), 300)
+    tail = stats.chi2.sf(299 * scores.var(ddof=1), 299)
     assert row["width"] == pytest.approx(2 * min(tail, 1 - tail))
     assert row["p_value"] == pytest.approx(min(1, 6 * min(row["uniformity"], row["width"], row["asymmetry"])))
     assert moved.num_tests == 6 and moved.p_value == moved.table["p_value"].min()
