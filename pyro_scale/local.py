@@ -46,11 +46,19 @@ class LocalTarget:
         return self._scaled(position, 1 / self.unit)
 
     def __call__(self, coordinates: Position, batch: Batch) -> Tensor:
+        return self.target(self._at_rows(coordinates, batch), batch)
+
+    def log_likelihood(self, coordinates: Position, batch: Batch) -> dict[str, Tensor]:
+        """That of the target, unscaled."""
+        return self.target.log_likelihood(self._at_rows(coordinates, batch), batch)
+
+    def _at_rows(self, coordinates: Position, batch: Batch) -> Position:
+        """The target's position, the gradient of local sites divided by the batch's scale."""
         position = self.position(coordinates)
         for name in self.target.local:
             held = position[name].detach()
             position[name] = held + (position[name] - held) / batch.scale
-        return self.target(position, batch)
+        return position
 
     def _scaled(self, position: Position, factor: float) -> Position:
         return {name: factor * leaf if name in self.target.local else leaf for name, leaf in position.items()}

@@ -227,6 +227,16 @@ def test_values_of_rows_in_minibatches(batch_size: int | None) -> None:
                 ps.infer(offsets, {"y": y}, method, batch_size=batch_size)
 
 
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_a_maximum_of_the_likelihood_with_values_of_rows(batch_size: int | None) -> None:
+    """Without the prior of mu, and of theta given it, nothing holds theta but its row."""
+    y = numbers(40, seed=5) + 1
+    kernel = MAP(step_size=cosine(0.05, 0.0, 1000), prior=False)
+    posterior = ps.infer(offsets, {"y": y}, kernel, batch_size=batch_size, warmup_steps=1000, seed=0, keep=["theta"],
+                         progress=False)  # fmt: skip
+    assert float((posterior.draws["theta"][0, 0] - y).abs().max()) < 0.02
+
+
 def test_steps_are_the_same_however_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = {
         "map": MAP(step_size=0.01), "vi_diag": DiagonalVI(step_size=0.05),
