@@ -35,7 +35,13 @@ class LocalTarget:
 
     def __init__(self, target: CompiledModel) -> None:
         self.target = target
+        self.local = tuple(target.local)
         self.unit = math.sqrt(target.num_data)
+
+    @property
+    def log_volume(self) -> float:
+        """Log determinant of `position`, by which log densities of the two coordinates differ."""
+        return sum(self.target.latent[name].numel() for name in self.local) * math.log(self.unit)
 
     def position(self, coordinates: Position) -> Position:
         """The target's position."""
@@ -55,13 +61,13 @@ class LocalTarget:
     def _at_rows(self, coordinates: Position, batch: Batch) -> Position:
         """The target's position, the gradient of local sites divided by the batch's scale."""
         position = self.position(coordinates)
-        for name in self.target.local:
+        for name in self.local:
             held = position[name].detach()
             position[name] = held + (position[name] - held) / batch.scale
         return position
 
     def _scaled(self, position: Position, factor: float) -> Position:
-        return {name: factor * leaf if name in self.target.local else leaf for name, leaf in position.items()}
+        return {name: factor * leaf if name in self.local else leaf for name, leaf in position.items()}
 
 
 class Table:
