@@ -400,6 +400,23 @@ def test_stopped_fits_keep_what_they_have(
     assert caught.value.posterior.draws["w"].isfinite().all()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("method", ["svgd", "vi_diag"])
+def test_a_climb_to_the_start_that_is_stopped_is_kept(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rows of a loader the mode is climbed to by steps, before those of the fit."""
+    monkeypatch.setattr("pyro_scale.progress.CALLBACK_INTERVAL", 0.0)
+    loader = DataLoader(TensorDataset(X, Y), batch_size=20, shuffle=True)
+    options: dict[str, Any] = {"seed": 0, "warmup_steps": 50, "progress": False}
+    posterior = ps.infer(regression, loader, method, callback=lambda progress: progress.step >= 3, **options)
+    assert posterior.draws["w"].shape == (1, 1, COLUMNS) and not posterior.health
+
+    def fail(progress: Any) -> bool:
+        raise ZeroDivisionError("in the callback")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        ps.infer(regression, loader, method, callback=fail, **options)
+    assert caught.value.posterior.draws["w"].shape == (1, 1, COLUMNS)  # type: ignore[attr-defined]
+
+
 def test_a_fit_that_is_no_longer_finite_keeps_what_it_had() -> None:
     for kernel in (
         DiagonalVI(step_size=1e3, initial_sd=1.0),
