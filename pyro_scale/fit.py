@@ -153,7 +153,8 @@ def _gaussian(bound: Any, states: Any, table: Table) -> Gaussian | None:
 def passed(compiled: CompiledModel, kernel: Any, start: Position, seed: int, request: Request) -> Fit:
     """Takes in every row once, in an order of the seed, in blocks of the batch size, of which the last may be shorter.
 
-    With fewer `warmup_steps` than there are blocks the pass ends after as many; with more, others follow.
+    With fewer `warmup_steps` than there are blocks the pass ends after as many; with more, others follow, in which rows
+    count again. `fit_checks` tells of both.
     """
     began = time.perf_counter()
     bound = kernel.bind(compiled, compiled.num_data)
@@ -188,10 +189,15 @@ def passed(compiled: CompiledModel, kernel: Any, start: Position, seed: int, req
     return Fit(position, bound.approximation(state), trace, ending, seconds, "eager, in one pass")
 
 
+def pass_rows(compiled: CompiledModel) -> int:
+    """Of a block of a pass, but for a shorter last one."""
+    if compiled.batch_size is not None:
+        return compiled.batch_size
+    return compiled.num_data if compiled.structure.minibatch_error else min(PASS_ROWS, compiled.num_data)
+
+
 def _blocks(compiled: CompiledModel, generator: torch.Generator, number: int | None) -> list[Batch]:
-    size = compiled.batch_size
-    if size is None:
-        size = compiled.num_data if compiled.structure.minibatch_error else min(PASS_ROWS, compiled.num_data)
+    size = pass_rows(compiled)
     rows: list[Tensor] = []
     while number is None or len(rows) < number:
         order = torch.randperm(compiled.num_data, generator=generator, device="cpu")

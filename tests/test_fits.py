@@ -363,6 +363,28 @@ def test_a_climb_that_has_not_arrived_is_told(caplog: pytest.LogCaptureFixture) 
     assert fitted("map", warmup_steps=0).health  # Newton's method
 
 
+def test_a_filter_that_does_not_take_in_every_row_once_is_told() -> None:
+    for warmup_steps, passes, said in ((None, 1, ""), (30, 3, "too narrow"), (4, 0.4, "not all rows count")):
+        fit = fitted("ekf_dense", batch_size=20, warmup_steps=warmup_steps)
+        check = fit.health["passes through the rows"]
+        assert (check.value, check.passed) == (passes, warmup_steps is None)
+        assert said in check.remedy and bool(said) == bool(check.remedy)
+
+
+def test_a_filter_beside_the_mode_is_told_what_it_has() -> None:
+    """A filter takes no step_size, and more steps count rows again."""
+
+    def scale(y: Tensor) -> None:
+        s = pyro.sample("s", dist.HalfNormal(1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("obs", dist.Normal(0.0, s), obs=y)
+
+    fit = ps.infer(scale, {"y": 0.1 * numbers(200, seed=1)}, "ekf_dense", seed=0, progress=False)
+    check = fit.health["gradient at the mean, in sds"]
+    assert not check.passed
+    assert "Lower batch_size" in check.remedy and "warmup_steps" not in check.remedy
+
+
 METHODS_THAT_STOP = {
     "steps": ("vi_diag", {"batch_size": 16, "warmup_steps": 200}),
     "one pass": ("ekf_dense", {"batch_size": 5}),
