@@ -27,6 +27,7 @@ DISTANCE_LIMIT = {"dense": 0.1, "diagonal": 1.0}
 coordinates, each with its own curvature."""
 RISE_LIMIT = 0.1
 """That the objective may still rise from the third quarter of the steps to the last, in nats a coordinate."""
+LEAST_STEPS = 2
 ERRORS = 3
 LONGER = "Raise warmup_steps, or lower step_size."
 
@@ -49,6 +50,8 @@ def checks_of(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
             return found
         if fit.gaussian is not None and not why_not_checked(compiled):
             found.append(_of_mean(compiled, kernel, fit))
+        if kernel.fitting(1).minibatches:
+            found += _of_path(fit)
         found += [_of_pass(compiled, fit)] if kernel.fitting(1).one_pass else _of_trace(fit)
     except Exception as error:
         logger.warning("The fit could not be judged: %s.", first_line(error))
@@ -97,6 +100,13 @@ def _of_pass(compiled: CompiledModel, fit: Fit) -> Check:
     told = "rows count more than once, and the normal is too narrow" if value > 1 else "not all rows count"
     remedy = "" if value == 1 else f"{told}. Leave warmup_steps out."
     return Check("passes through the rows", value, 1, value == 1, "", remedy)
+
+
+def _of_path(fit: Fit) -> list[Check]:
+    """That there are steps whose spread is the result's."""
+    steps = fit.trace.shape[1]
+    remedy = "the path of so few steps has no width, and neither has the normal. Raise warmup_steps."
+    return [Check("steps of the path", steps, LEAST_STEPS, False, "", remedy)] if steps < LEAST_STEPS else []
 
 
 def _newton_distance(compiled: CompiledModel, kernel: Any, position: Any) -> float:

@@ -363,6 +363,15 @@ def test_a_climb_that_has_not_arrived_is_told(caplog: pytest.LogCaptureFixture) 
     assert fitted("map", warmup_steps=0).health  # Newton's method
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("warmup_steps", [0, 1])
+def test_a_path_without_width_is_told(warmup_steps: int, dtype: torch.dtype) -> None:
+    fit = fitted("swag", batch_size=20, warmup_steps=warmup_steps, dtype=dtype)
+    assert float(fit.draws["w"].std(1).max()) < 1e-6
+    assert "Raise warmup_steps" in fit.health["steps of the path"].remedy and not fit.health
+    assert fit.approximation is not None and fit.approximation.log_prob(fit.approximation.mean).isfinite()
+
+
 def test_a_filter_that_does_not_take_in_every_row_once_is_told() -> None:
     for warmup_steps, passes, said in ((None, 1, ""), (30, 3, "too narrow"), (4, 0.4, "not all rows count")):
         fit = fitted("ekf_dense", batch_size=20, warmup_steps=warmup_steps)
