@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from pyro_scale.health import RHAT_LIMIT, Check, least_ess
+from pyro_scale.health import RHAT_LIMIT, Check, least_ess, so_many
 
 from .evidence import Evidence
 from .tables import measured, table_html
@@ -45,11 +45,11 @@ def verdict(evidence: Evidence) -> str:
     health = evidence.health
     failed, count = health.failed, len(health.checks)
     if failed:
-        state, headline = "failed", f"{len(failed)} of {count} checks failed"
+        state, headline = "failed", f"{len(failed)} of {so_many(count)} failed"
         said = "".join(f"<li>{_in_words(check)}</li>" for check in failed)
         text = f'<ul class="reasons">{said}</ul>'
     elif count:
-        state, headline = "passed", f"All {count} checks passed"
+        state, headline = "passed", f"All {so_many(count)} passed" if count > 1 else "1 check passed"
         text = "<p>As far as the run itself can tell, the draws can be relied on.</p>"
     else:
         state, headline = "unknown", "No checks could be made"

@@ -68,7 +68,10 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
     at = started(compiled, kernel, fitting, firsts, num_steps, seeds[2:4], request)
     seconds["tune"] = time.perf_counter() - began - seconds["prepare"]
     if at.ending is not None:
-        fit = Fit(at.position, None, torch.empty(fitting.num_fits, 0), at.ending)
+        alone = at.position  # of particles there is one as yet
+        if fitting.num_particles > 0:
+            alone = tree.map(lambda leaf: leaf.unsqueeze(1), alone)
+        fit = Fit(alone, None, torch.empty(fitting.num_fits, 0), at.ending)
     else:
         ready, start, frame = _ready(compiled, kernel, fitting, at, start, seeds[4])
         if fitting.done_at_mode and at.exact and request.warmup_steps is None:

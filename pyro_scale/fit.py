@@ -17,7 +17,7 @@ from pyro_scale.choice import JitCompile
 from pyro_scale.collected import Ending, Plan
 from pyro_scale.compile import CompiledModel
 from pyro_scale.gradient import Frame
-from pyro_scale.local import UNCHANGED, Table
+from pyro_scale.local import UNCHANGED, LocalTarget, Table
 from pyro_scale.progress import Callback, Reporter
 from pyro_scale.sample import Run, to_the_end
 from pyro_scale.schedules import cosine
@@ -86,6 +86,7 @@ def stepped(
         kernel = replace(kernel, step_size=falling)
     if num_steps == 0:
         return _without_steps(compiled, kernel, fitting, start, frame)
+    kernel = _in_coordinates(kernel, Table(compiled, frame), start)
     plan = Plan(0, num_steps, 1, fitting.num_fits, request.keep, traced=True)
     run = Run(compiled, kernel, plan, start, seeds, request.jit_compile, frame)
     seconds = {"capture": time.perf_counter() - began}
@@ -94,6 +95,9 @@ def stepped(
     run.steps.choice.remember()
     seconds |= {"compile": run.steps.choice.seconds, "sample": time.perf_counter() - began - run.steps.choice.seconds}
     trace = torch.cat([torch.empty(0, fitting.num_fits), *run.collected.trace]).T.contiguous()
+    if run.bound.approximation is not None and isinstance(run.table.changed, LocalTarget):
+        temperature = run.inputs.settings.temperature[: trace.shape[1]].to(trace)
+        trace = trace + temperature * run.table.changed.log_volume  # the entropy is one of unconstrained positions
     return Fit(
         position=run.table.position(run.steps.chains.position),
         gaussian=_gaussian(run.bound, run.steps.chains, run.table),
@@ -107,12 +111,30 @@ def stepped(
 
 def _without_steps(compiled: CompiledModel, kernel: Any, fitting: Fitting, start: Position, frame: Frame) -> Fit:
     table = Table(compiled, frame)
+    kernel = _in_coordinates(kernel, table, start)
     bound, coordinates = kernel.bind(table.target, compiled.num_data), table.coordinates(start)
     one = tree.map(lambda leaf: leaf[0], coordinates)
     shapes = bound.noise_shape(one)
     noise = {name: torch.zeros(shape).to(next(iter(one.values()))) for name, shape in shapes.items()}
     states = pytree.tree_map(lambda leaf: leaf.unsqueeze(0), bound.init(one, noise))
     return Fit(start, _gaussian(bound, states, table), torch.empty(fitting.num_fits, 0))
+
+
+def _in_coordinates(kernel: Any, table: Table, start: Position) -> Any:
+    """The kernel with its sds at the start, if it has any, in units of its coordinates; they are given in the model's.
+
+    Only those of rows' values differ.
+    """
+    sds = getattr(kernel, "initial_sd", None)
+    if sds is None or not isinstance(table.changed, LocalTarget):
+        return kernel
+    units = {name: leaf.new_tensor(table.changed.unit if name in table.changed.local else 1.0)
+             for name, leaf in start.items()}  # fmt: skip
+    if isinstance(sds, Tensor):
+        rows = tree.full_like(tree.map(lambda leaf: leaf[0], start), units)
+        return replace(kernel, initial_sd=sds / tree.ravel(rows).unsqueeze(1))
+    each = sds if isinstance(sds, Mapping) else dict.fromkeys(units, sds)
+    return replace(kernel, initial_sd={name: each[name] / unit for name, unit in units.items()})
 
 
 def _gaussian(bound: Any, states: Any, table: Table) -> Gaussian | None:
@@ -131,7 +153,8 @@ def _gaussian(bound: Any, states: Any, table: Table) -> Gaussian | None:
 def passed(compiled: CompiledModel, kernel: Any, start: Position, seed: int, request: Request) -> Fit:
     """Takes in every row once, in an order of the seed, in blocks of the batch size, of which the last may be shorter.
 
-    With fewer `warmup_steps` than there are blocks the pass ends after as many; with more, others follow.
+    With fewer `warmup_steps` than there are blocks the pass ends after as many; with more, others follow, in which rows
+    count again. `fit_checks` tells of both.
     """
     began = time.perf_counter()
     bound = kernel.bind(compiled, compiled.num_data)
@@ -166,10 +189,15 @@ def passed(compiled: CompiledModel, kernel: Any, start: Position, seed: int, req
     return Fit(position, bound.approximation(state), trace, ending, seconds, "eager, in one pass")
 
 
+def pass_rows(compiled: CompiledModel) -> int:
+    """Of a block of a pass, but for a shorter last one."""
+    if compiled.batch_size is not None:
+        return compiled.batch_size
+    return compiled.num_data if compiled.structure.minibatch_error else min(PASS_ROWS, compiled.num_data)
+
+
 def _blocks(compiled: CompiledModel, generator: torch.Generator, number: int | None) -> list[Batch]:
-    size = compiled.batch_size
-    if size is None:
-        size = compiled.num_data if compiled.structure.minibatch_error else min(PASS_ROWS, compiled.num_data)
+    size = pass_rows(compiled)
     rows: list[Tensor] = []
     while number is None or len(rows) < number:
         order = torch.randperm(compiled.num_data, generator=generator, device="cpu")

@@ -13,7 +13,7 @@ from pyro_scale import tree
 from pyro_scale.capture import first_line
 from pyro_scale.compile import CompiledModel
 from pyro_scale.fisher import Fisher
-from pyro_scale.fit import Fit
+from pyro_scale.fit import Fit, pass_rows
 from pyro_scale.gradient import anchor_at
 from pyro_scale.health import Check, at_most, of_ending
 from pyro_scale.hessian import AllRows, Spectrum, row_blocks
@@ -27,6 +27,7 @@ DISTANCE_LIMIT = {"dense": 0.1, "diagonal": 1.0}
 coordinates, each with its own curvature."""
 RISE_LIMIT = 0.1
 """That the objective may still rise from the third quarter of the steps to the last, in nats a coordinate."""
+LEAST_STEPS = 2
 ERRORS = 3
 LONGER = "Raise warmup_steps, or lower step_size."
 
@@ -48,9 +49,10 @@ def checks_of(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
             found += _of_modes(compiled, kernel, fit)
             return found
         if fit.gaussian is not None and not why_not_checked(compiled):
-            found.append(_of_mean(compiled, fit))
-        if not kernel.fitting(1).one_pass:
-            found += _of_trace(fit)
+            found.append(_of_mean(compiled, kernel, fit))
+        if kernel.fitting(1).minibatches:
+            found += _of_path(fit)
+        found += [_of_pass(compiled, fit)] if kernel.fitting(1).one_pass else _of_trace(fit)
     except Exception as error:
         logger.warning("The fit could not be judged: %s.", first_line(error))
     return found
@@ -74,18 +76,37 @@ def _of_modes(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
     return [at_most("distance from the mode, in sds", away[worst], limit, where, remedy)]
 
 
-def _of_mean(compiled: CompiledModel, fit: Fit) -> Check:
+def _of_mean(compiled: CompiledModel, kernel: Any, fit: Fit) -> Check:
     """Gradient of the log posterior of all rows at the mean, in sds of the normal: 0 where the posterior is normal."""
     assert fit.gaussian is not None
     blocks = Fisher(compiled, torch.Generator()).blocks
     gradient = anchor_at(compiled, blocks, fit.gaussian.mean).gradient
     along = fit.gaussian.spread(tree.map(lambda leaf: leaf.unsqueeze(0), gradient))
     value = math.sqrt(float(tree.ravel(along).double().square().mean()))
-    remedy = (
-        f"the normal stands beside the mode, by so many of its sds: the fit has not converged, or the posterior is far "
-        f"from normal. {LONGER} A filter sees every row once: smaller batches are linear for longer."
-    )
+    remedy = "the normal stands beside the mode, by so many of its sds: "
+    if kernel.fitting(1).one_pass:
+        remedy += (
+            "the likelihood of a batch was far from normal where the filter stood. Lower batch_size, so that it moves "
+            "less at a time, or use another method, as vi_diag or laplace_diag."
+        )
+    else:
+        remedy += f"the fit has not converged, or the posterior is far from normal. {LONGER}"
     return at_most("gradient at the mean, in sds", value, DISTANCE_LIMIT["diagonal"], "", remedy)
+
+
+def _of_pass(compiled: CompiledModel, fit: Fit) -> Check:
+    """That every row was taken in once: a filter counts what it is told as new."""
+    value = fit.trace.shape[1] / math.ceil(compiled.num_data / pass_rows(compiled))
+    told = "rows count more than once, and the normal is too narrow" if value > 1 else "not all rows count"
+    remedy = "" if value == 1 else f"{told}. Leave warmup_steps out."
+    return Check("passes through the rows", value, 1, value == 1, "", remedy)
+
+
+def _of_path(fit: Fit) -> list[Check]:
+    """That there are steps whose spread is the result's."""
+    steps = fit.trace.shape[1]
+    remedy = "the path of so few steps has no width, and neither has the normal. Raise warmup_steps."
+    return [Check("steps of the path", steps, LEAST_STEPS, False, "", remedy)] if steps < LEAST_STEPS else []
 
 
 def _newton_distance(compiled: CompiledModel, kernel: Any, position: Any) -> float:

@@ -72,7 +72,7 @@ class Health:
         >>> bool(health), health["R-hat"].value
         (False, 1.3)
         >>> print(health)
-        Health: 1 of 1 checks failed
+        Health: 1 of 1 check failed
           R-hat  1.300  limit 1.010  FAILED  w
           R-hat of w: chains disagree.
     """
@@ -94,9 +94,9 @@ class Health:
 
     def __str__(self) -> str:
         number = len(self.checks)
-        verdict = f"{number} checks passed" if number else "no checks could be made"
+        verdict = f"{so_many(number)} passed" if number else "no checks could be made"
         if self.failed:
-            verdict = f"{len(self.failed)} of {number} checks failed"
+            verdict = f"{len(self.failed)} of {so_many(number)} failed"
         cells = [
             (one.name, _number(one.value), f"limit {_number(one.limit)}", _word(one), one.where) for one in self.checks
         ]
@@ -107,6 +107,11 @@ class Health:
         return "\n  ".join([f"Health: {verdict}", *rows, *told])
 
     __repr__ = __str__
+
+
+def so_many(number: int) -> str:
+    """So many checks, in words."""
+    return f"{number} check" if number == 1 else f"{number} checks"
 
 
 def _number(value: float) -> str:
@@ -124,13 +129,13 @@ def tell(health: Health, progress: bool) -> None:
             f"{_named(one)} is {_number(one.value)}, limit {_number(one.limit)}: {one.remedy}" for one in health.failed
         )
         logger.warning(
-            "%d of %d checks of the run failed (`posterior.health` makes more).\n  %s",
+            "%d of %s of the run failed (`posterior.health` makes more).\n  %s",
             len(health.failed),
-            len(health.checks),
+            so_many(len(health.checks)),
             "\n  ".join(failed),
         )
     elif progress and interactive():
-        tqdm.write(f"{len(health.checks)} checks of the run passed (`posterior.health` makes more).", file=sys.stderr)
+        tqdm.write(f"{so_many(len(health.checks))} of the run passed (`posterior.health` makes more).", file=sys.stderr)
 
 
 def _named(check: Check) -> str:
@@ -207,4 +212,4 @@ def of_divergences(diverging: Tensor) -> Check:
 
 def of_ending(reason: str | None) -> list[Check]:
     """Of a run that ended before it had all its draws."""
-    return [Check("early end", 1, 0, False, "", f"the run ended {reason}.")] if reason else []
+    return [Check("early end", 1, 0, False, "", f"the run ended early: {reason.removesuffix('.')}.")] if reason else []

@@ -83,11 +83,13 @@ def infer(
             thinning; beyond 300 coordinates by diagonals, from starts near a mode. Where coordinates are of the rows of
             minibatches the kernel takes its default step size instead, which suits covariates of unit scale. One with
             a step_size runs as configured.
-        num_samples: draws kept by a chain; >= 1.
+        num_samples: draws kept by a chain, or taken from a fitted normal; >= 1. A mode is one draw, and particles are
+            as many as their kernel has.
         warmup_steps: steps before the first draw is kept, those of the pilot run included; >= 0. None takes as many as
             tuning needs; untuned, half as many as follow, or 1000 with num_samples=1, where nothing follows that could
             make up for a start far away. Of a fit it is the number of its steps, and None as many as 20 passes through
             the rows, from 2000 to 20,000, or none where Newton's method has found the mode that was asked for.
+            Leave it out for a filter, which takes in every row once.
         num_chains: chains, run side by side; members of an ensemble; >= 1. Other fits are one, whatever it says.
         num_superchains: from 2 to half of the chains, which it divides: so many groups of chains start together, for
             `ps.diagnostics.rhat_nested`, which tells of short chains too whether they have forgotten their starts. None
@@ -106,7 +108,9 @@ def infer(
             takes seconds a chain. A dict, site -> constrained value of the site's shape, for all chains, or
             `(num_chains, *site)`, one a chain; sites that it lacks start as by None. The start of a chain depends on
             the seed and its number alone, and is drawn anew while log density or gradient are not finite. Tuning
-            climbs from up to four of these starts, and the chains then start where the pilot run has been.
+            climbs from up to four of these starts, and the chains then start where the pilot run has been. A fit starts
+            at the first of them, an ensemble at one a member; without a step_size at the mode above it, and a filter at
+            the prior's mode.
         seed: of all randomness; None takes a fresh one, which `posterior.settings` tells.
         device: where to compute; None for that of the data.
         dtype: floating type of data and draws; None for that of the data.

@@ -155,7 +155,7 @@ def _of_mode(away: float, norm: float) -> Check:
         f"the fit has not reached a mode (gradient norm {norm:.3g}), and the normal stands beside the posterior. Raise "
         "warmup_steps, or start nearer by initial=."
     )
-    return at_most("sds from the mode", away, MOST_AWAY, "", remedy)
+    return at_most("distance from the mode, in sds", away, MOST_AWAY, "", remedy)
 
 
 def _of_precision(clamped: dict[str, int]) -> list[Check]:

@@ -35,7 +35,13 @@ class LocalTarget:
 
     def __init__(self, target: CompiledModel) -> None:
         self.target = target
+        self.local = tuple(target.local)
         self.unit = math.sqrt(target.num_data)
+
+    @property
+    def log_volume(self) -> float:
+        """Log determinant of `position`, by which log densities of the two coordinates differ."""
+        return sum(self.target.latent[name].numel() for name in self.local) * math.log(self.unit)
 
     def position(self, coordinates: Position) -> Position:
         """The target's position."""
@@ -46,14 +52,22 @@ class LocalTarget:
         return self._scaled(position, 1 / self.unit)
 
     def __call__(self, coordinates: Position, batch: Batch) -> Tensor:
+        return self.target(self._at_rows(coordinates, batch), batch)
+
+    def log_likelihood(self, coordinates: Position, batch: Batch) -> dict[str, Tensor]:
+        """That of the target, unscaled."""
+        return self.target.log_likelihood(self._at_rows(coordinates, batch), batch)
+
+    def _at_rows(self, coordinates: Position, batch: Batch) -> Position:
+        """The target's position, the gradient of local sites divided by the batch's scale."""
         position = self.position(coordinates)
-        for name in self.target.local:
+        for name in self.local:
             held = position[name].detach()
             position[name] = held + (position[name] - held) / batch.scale
-        return self.target(position, batch)
+        return position
 
     def _scaled(self, position: Position, factor: float) -> Position:
-        return {name: factor * leaf if name in self.target.local else leaf for name, leaf in position.items()}
+        return {name: factor * leaf if name in self.local else leaf for name, leaf in position.items()}
 
 
 class Table:

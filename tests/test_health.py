@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_scale as ps
 from pyro_scale import outcome
-from pyro_scale.health import Check, Health, of_sds
+from pyro_scale.health import Check, Health, of_ending, of_sds
 from pyro_scale.kernels import PSGLD, SGHMC, SGLD
 from pyro_scale.mixing import of_draws, of_still, of_superchains, scalars
 from pyro_scale.posterior import Posterior
@@ -307,3 +307,17 @@ def test_the_table_is_aligned() -> None:
         "  ESS, mean of w: few.",
         "  x.",
     ]
+
+
+def test_one_check_is_no_checks() -> None:
+    passed = Check("R-hat", 1.0, 1.01, True)
+    assert str(Health([passed])).splitlines()[0] == "Health: 1 check passed"
+    assert str(Health([passed._replace(passed=False)])).splitlines()[0] == "Health: 1 of 1 check failed"
+    assert str(Health([passed, passed])).splitlines()[0] == "Health: 2 checks passed"
+
+
+def test_an_early_end_is_told_in_a_sentence() -> None:
+    (stopped,) = of_ending("stopped by the callback after 5 of 20 steps")
+    (failed,) = of_ending("after 5 of 20 steps chain 0 is not finite.")
+    assert stopped.remedy == "the run ended early: stopped by the callback after 5 of 20 steps."
+    assert failed.remedy == "the run ended early: after 5 of 20 steps chain 0 is not finite."

@@ -57,7 +57,7 @@ def test_dense_is_the_posterior_where_that_is_normal(curvature, batch_size):
     torch.testing.assert_close(covariance_of(posterior.approximation), covariance, rtol=1e-9, atol=1e-10)
     assert posterior.log_marginal_likelihood == pytest.approx(evidence, rel=1e-10)
     assert posterior.draws["w"].shape == (1, 50, 3)
-    assert posterior.verdict["sds from the mode"].value < 1e-6 and posterior.verdict
+    assert posterior.verdict["distance from the mode, in sds"].value < 1e-6 and posterior.verdict
 
 
 @pytest.mark.parametrize("kernel", [LowRankLaplace(rank=4), LowRankLaplace(rank=4, curvature="hessian", passes=1)])

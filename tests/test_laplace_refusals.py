@@ -75,14 +75,14 @@ def test_dense_beyond_memory_is_refused_before_any_step():
 def test_a_climb_that_is_not_over_is_told_with_its_gradient(caplog):
     kernel = DenseLaplace(optimizer=MAP(step_size=0.001))
     posterior = ps.infer(linear, DATA, kernel, warmup_steps=2, num_samples=2, seed=0)
-    check = posterior.verdict["sds from the mode"]
+    check = posterior.verdict["distance from the mode, in sds"]
     mode = posterior.approximation.mean["w"]
     gradient = X.T @ (DATA["y"] - X @ mode) - mode
     assert not check.passed and f"gradient norm {float(gradient.norm()):.3g}" in check.remedy
     precision = X.T @ X + torch.eye(2, dtype=torch.float64)
     away = (gradient @ torch.linalg.solve(precision, gradient) / 2) ** 0.5
     assert check.value == pytest.approx(float(away), rel=1e-6)
-    assert "sds from the mode" in caplog.text
+    assert "distance from the mode, in sds" in caplog.text
 
 
 def flat(x, y=None):

@@ -135,6 +135,10 @@ def update(
     position = tree.map(lambda x, sd, step: (x + rate * sd * step).to(x.dtype), state.position, q.sd, ahead)
     log_sd = tree.map(lambda x, step: (x + rate * step).to(x.dtype), state.log_sd, wider)
     value = objective(values, noise, q.log_det, temperature)
+    if local := getattr(target, "local", ()):  # the rows of a batch stand for all, in the entropy too
+        mean, sd, z = ({name: part[name] for name in local} for part in (q.mean, q.sd, noise))
+        entropy = objective(torch.zeros_like(values), z, DiagonalGaussian(mean, sd).log_det, temperature)
+        value = value + (batch.scale - 1) * entropy
     return DiagonalVIState(position, log_sd, mean_moments, sd_moments, num_steps), Info(
         value, torch.zeros_like(num_steps)
     )

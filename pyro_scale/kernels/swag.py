@@ -126,10 +126,11 @@ def as_wide(batches_per_epoch: float) -> float:
 
 def approximation(state: SWAGState) -> LowRankGaussian:
     """q."""
-    steps, kept = state.num_steps.to(torch.float64), state.num_collected.to(torch.float64)
+    steps, kept = state.num_steps.to(torch.float64).clamp(min=2), state.num_collected.to(torch.float64)
     sd = tree.map(lambda s: (s / (2 * (steps - 1))).sqrt().to(s.dtype), state.squares)
     # a coordinate that no row moves (a pixel that is always 0) stands still: columns are divided by its sd
-    least = torch.finfo(tree.ravel(sd).dtype).eps * tree.ravel(sd).max()
+    limits = torch.finfo(tree.ravel(sd).dtype)
+    least = (limits.eps * tree.ravel(sd).max()).clamp(min=limits.tiny)  # all stand still before the second step
     sd = tree.map(lambda leaf: leaf.clamp(min=least), sd)
     rank = len(next(iter(state.columns.values())))
     columns = tree.flat(state.columns, tree.shapes(state.mean)).T
