@@ -100,7 +100,7 @@ class EvidenceClimb:
                 )
 
     def _walled(self, place: Place) -> tuple[float, Place]:
-        """The same, with a wall around the farthest values; with bounds proper a first step would go as far as these."""
+        """The same, with a wall at the farthest values; with bounds proper a first step would go as far as these."""
         inside = place.clip(-FARTHEST, FARTHEST)
         value, slope = self._minus(inside)
         beyond = place - inside
