@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_scale import errors, kernels, schedules
     from pyro_scale.compile import CompiledModel, compile_model
+    from pyro_scale.empirical_bayes import maximize_marginal_likelihood
     from pyro_scale.files import load
     from pyro_scale.inference import infer
     from pyro_scale.module_models import bayesian
@@ -22,6 +23,7 @@ __all__ = [
     "infer",
     "kernels",
     "load",
+    "maximize_marginal_likelihood",
     "schedules",
 ]
 __version__ = "0.1.0"
@@ -35,6 +37,7 @@ _HOMES = {
     "compile_model": "compile",
     "infer": "inference",
     "load": "files",
+    "maximize_marginal_likelihood": "empirical_bayes",
 }
 
 

@@ -167,7 +167,8 @@ def _posterior(
     )
     if fit.ending is not None:
         _tell(fit.ending, posterior)
-    judge(posterior, request.progress)
+    if request.told:
+        judge(posterior, request.progress)
     return posterior
 
 

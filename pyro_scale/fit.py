@@ -34,6 +34,7 @@ class Request(NamedTuple):
     Attributes:
         keep: sites whose draws are kept.
         num_samples, warmup_steps, num_chains, initial, seed, progress, callback, jit_compile: as those of `infer`.
+        told: whether a warning tells of failed checks.
     """
 
     keep: tuple[str, ...]
@@ -45,6 +46,7 @@ class Request(NamedTuple):
     progress: bool
     callback: Callback | None
     jit_compile: JitCompile
+    told: bool = True
 
 
 class Fit(NamedTuple):

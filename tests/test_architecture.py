@@ -33,8 +33,8 @@ ORDER = [
     "other_rows", "split", "prediction", "predict", "linear", "linearized", "predictions", "inference_data",
     "stored_gaussians", "storage", "groups", "values", "contents", "temperature", "health", "mixing", "assessment",
     "posterior", "outcome", "standing_priors", "files", "module_checks", "parameter_priors", "module_models",
-    "asked", "fit", "descent", "at_mode", "fit_checks", "laplace_fit", "approximate", "inference", "__init__",
-    "__main__",
+    "asked", "fit", "descent", "at_mode", "fit_checks", "laplace_fit", "approximate", "evidence", "evidence_climb",
+    "empirical_bayes", "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else
