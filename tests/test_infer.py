@@ -74,7 +74,7 @@ def test_the_timing_covers_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in ((inference, "compile_model"), (inference, "Tuner"), (outcome, "of_noise")):
         slow(module, name)
-    for name in ("Run", "_to_the_end", "constrain"):
+    for name in ("Run", "to_the_end", "constrain"):
         slow(sample, name)
     began = time.perf_counter()
     timing = short().timing
