@@ -58,7 +58,7 @@ def test_the_model_is_one_that_the_defaults_do_not_suit() -> None:
         tuned(method=SGHMC(step_size=SGHMC.default_step_size))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, kernel in METHODS.items() if not hasattr(kernel, "fitting")])
 def test_every_kernel_lands_on_the_exact_posterior(method: str) -> None:
     """Of 2000 draws: within 3.5 standard errors of means and sds."""
     posterior = tuned(method=method, num_samples=500)
