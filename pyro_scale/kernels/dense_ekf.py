@@ -27,8 +27,9 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.gaussians import DenseGaussian
 from pyro_scale.kernels.filtered import prior_curvature, told_by
+from pyro_scale.kernels.noise import no_noise
 from pyro_scale.schedules import check_number
-from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Settings, Shapes
+from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Settings
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class DenseEKF:
         """Joins the settings to a target over `num_data` rows."""
         check_number("DenseEKF", "num_data", num_data, positive=True)
         start, step = partial(init, target), partial(update, target, self.transition_sd)
-        return BoundKernel(noise_shape, start, step, partial(approximation, self.temperature))
+        return BoundKernel(no_noise, start, step, partial(approximation, self.temperature))
 
 
 class DenseEKFState(NamedTuple):
@@ -73,11 +74,6 @@ class DenseEKFState(NamedTuple):
 
     position: Position
     precision: Tensor
-
-
-def noise_shape(position: Position) -> Shapes:
-    """None is taken."""
-    return {}
 
 
 def approximation(temperature: float, state: DenseEKFState) -> DenseGaussian:

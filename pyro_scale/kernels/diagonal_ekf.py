@@ -24,8 +24,9 @@ import torch
 from pyro_scale import tree
 from pyro_scale.gaussians import DiagonalGaussian
 from pyro_scale.kernels.filtered import prior_curvature, told_by
+from pyro_scale.kernels.noise import no_noise
 from pyro_scale.schedules import check_number
-from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Settings, Shapes
+from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Settings
 
 FEW = 300
 """Coordinates up to which the prior's covariance is found by a matrix."""
@@ -65,7 +66,7 @@ class DiagonalEKF:
         """Joins the settings to a target over `num_data` rows."""
         check_number("DiagonalEKF", "num_data", num_data, positive=True)
         start, step = partial(init, target), partial(update, target, self.transition_sd)
-        return BoundKernel(noise_shape, start, step, partial(approximation, self.temperature))
+        return BoundKernel(no_noise, start, step, partial(approximation, self.temperature))
 
 
 class DiagonalEKFState(NamedTuple):
@@ -73,11 +74,6 @@ class DiagonalEKFState(NamedTuple):
 
     position: Position
     variance: Position
-
-
-def noise_shape(position: Position) -> Shapes:
-    """None is taken."""
-    return {}
 
 
 def approximation(temperature: float, state: DiagonalEKFState) -> DiagonalGaussian:

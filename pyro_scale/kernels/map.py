@@ -22,8 +22,9 @@ from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.errors import ArgumentError
 from pyro_scale.kernels import adam
+from pyro_scale.kernels.noise import no_noise
 from pyro_scale.schedules import as_schedule, check_number
-from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings, Shapes
+from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class MAP:
         check_number("MAP", "num_data", num_data, positive=True)
         optimizer = self.optimizer if self.optimizer is not None and not callable(self.optimizer) else Adam()
         return BoundKernel(
-            noise_shape, partial(init, optimizer), partial(update, self.objective(target), num_data, optimizer)
+            no_noise, partial(init, optimizer), partial(update, self.objective(target), num_data, optimizer)
         )
 
 
@@ -142,11 +143,6 @@ def all_log_likelihood(target: Any, position: Position, batch: Any) -> Tensor:
     """Estimate of the log-likelihood of all rows, in nats; 0-d."""
     total: Tensor = batch.scale * log_likelihood(target, position, batch)
     return total
-
-
-def noise_shape(position: Position) -> Shapes:
-    """None is taken."""
-    return {}
 
 
 def init(optimizer: Any, position: Position, noise: Noise) -> MAPState:

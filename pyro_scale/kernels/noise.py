@@ -60,3 +60,8 @@ def injected_sd(
     remaining = tree.map(lambda v: (total - step_size**2 * v).to(v.dtype), tree.full_like(noise, gradient_variance))
     clamped = sum((leaf < 0).sum() for leaf in remaining.values())
     return tree.map(lambda left: left.clamp(min=0).sqrt(), remaining), torch.as_tensor(clamped)
+
+
+def no_noise(position: Position) -> Shapes:
+    """What a kernel asks for that takes none."""
+    return {}

@@ -26,9 +26,10 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.checks import check_count
 from pyro_scale.kernels import adam
+from pyro_scale.kernels.noise import no_noise
 from pyro_scale.kernels.reparametrised import gradients
 from pyro_scale.schedules import as_schedule, check_number
-from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings, Shapes
+from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class SVGD:
     def bind(self, target: LogPosterior, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows; positions have the particles as their leading axis."""
         check_number("SVGD", "num_data", num_data, positive=True)
-        return BoundKernel(noise_shape, init, partial(update, target))
+        return BoundKernel(no_noise, init, partial(update, target))
 
 
 class SVGDState(NamedTuple):
@@ -81,11 +82,6 @@ class SVGDState(NamedTuple):
     position: Position
     moments: adam.Moments
     num_steps: Tensor
-
-
-def noise_shape(position: Position) -> Shapes:
-    """None is taken."""
-    return {}
 
 
 def init(position: Position, noise: Noise) -> SVGDState:

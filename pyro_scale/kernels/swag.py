@@ -32,8 +32,9 @@ from pyro_scale import tree
 from pyro_scale.checks import check_count
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.gaussians import LowRankGaussian
+from pyro_scale.kernels.noise import no_noise
 from pyro_scale.schedules import as_schedule, check_number
-from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings, Shapes
+from pyro_scale.types import BoundKernel, Fitting, Info, LogPosterior, Noise, Position, Schedule, Settings
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class SWAG:
         check_number("SWAG", "num_data", num_data, positive=True)
         every = 10 if self.collect_every is None else self.collect_every
         return BoundKernel(
-            noise_shape, partial(init, self.rank), partial(update, target, num_data, self.rank, every), approximation
+            no_noise, partial(init, self.rank), partial(update, target, num_data, self.rank, every), approximation
         )
 
 
@@ -136,11 +137,6 @@ def approximation(state: SWAGState) -> LowRankGaussian:
     columns = tree.flat(state.columns, tree.shapes(state.mean)).T
     size = (2 * (kept.clamp(max=rank) - 1).clamp(min=1)).sqrt().to(columns.dtype)
     return LowRankGaussian.of_covariance(state.mean, sd, columns / size)
-
-
-def noise_shape(position: Position) -> Shapes:
-    """None is taken."""
-    return {}
 
 
 def init(rank: int, position: Position, noise: Noise) -> SWAGState:
