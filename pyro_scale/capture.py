@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_scale.floating import write_out_types
 from pyro_scale.graph import simplify, undecided_shape
+from pyro_scale.in_place import written_in_place
 from pyro_scale.tracing import traced
 
 logger = logging.getLogger("pyro_scale")
@@ -51,6 +52,7 @@ class Recorded:
             delattr(graph, name)  # a model may hold it
             graph.register_buffer(name, tensor.detach(), persistent=False)
         self.graph = graph
+        self._run = written_in_place(graph)
         self.where = where
         self.structure = structure
 
@@ -74,7 +76,7 @@ class Recorded:
     def __call__(self, *arguments: Any) -> Any:
         # some operations keep what their gradient needs, another operation of the graph, only where it is enabled
         with torch.enable_grad():
-            return self.result(self.graph(*(tensor.detach() for tensor in self.tensors(arguments))))
+            return self.result(self._run(*(tensor.detach() for tensor in self.tensors(arguments))))
 
 
 class Step(NamedTuple):
@@ -124,10 +126,9 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Re
         out_spec[:] = [structure]
         return [torch.as_tensor(leaf) for leaf in result]
 
-    given = [leaves[i] for i in where]
     try:
         with _without_hints():
-            graph = traced(flat, given)
+            graph = traced(flat, [leaves[i] for i in where])
     except Exception as error:  # torch raises a dozen types here, and a user's model any
         raise CaptureError(first_line(error)) from error
     if operation := undecided_shape(graph):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -18,8 +18,6 @@ from torch.func import functionalize
 from pyro_scale.kinds import Kind
 from pyro_scale.recorder import Recorder, ValueRead
 
-LARGE = 2**20
-"""A function of more numbers is traced on shapes alone: none of its results is in memory then."""
 NO_SHAPE_CHECKS = "TORCH_DISABLE_FUNCTIONALIZATION_META_REFERENCE"
 
 Function = Callable[..., Sequence[Tensor]]
@@ -33,16 +31,13 @@ def traced(function: Function, given: Sequence[Tensor]) -> fx.GraphModule:
         Exception: whatever the function raises, or torch where it cannot be traced.
     """
     given = [tensor.detach() for tensor in given]  # tensors of its own: one that is given twice is two inputs
-    if sum(tensor.numel() for tensor in given) > LARGE:
-        with suppress(Exception):  # what cannot be traced so, can perhaps on values; if not, that tells why
-            return _by_make_fx(function, given, "fake")
     try:
         return _by_recorder(function, given)
     except ValueRead:
         raise
     except Exception:
         with suppress(Exception):  # an operation that takes functions, or another torch
-            return _by_make_fx(function, given, "real")
+            return _by_make_fx(function, given)
         raise
 
 
@@ -53,11 +48,11 @@ def _by_recorder(function: Function, given: Sequence[Tensor]) -> fx.GraphModule:
     return recorder.graph(results)
 
 
-def _by_make_fx(function: Function, given: Sequence[Tensor], mode: Literal["real", "fake"]) -> fx.GraphModule:
+def _by_make_fx(function: Function, given: Sequence[Tensor]) -> fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with torch.no_grad():
-        trace: Any = make_fx(functionalize(function), tracing_mode=mode, _allow_non_fake_inputs=True)
+        trace: Any = make_fx(functionalize(function), _allow_non_fake_inputs=True)
         module: fx.GraphModule = trace(*given)
     for part in module.modules():
         for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():

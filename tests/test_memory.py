@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import sys
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from pyro_scale import tracing
 from pyro_scale.capture import record
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
@@ -105,33 +103,6 @@ def test_a_recorded_prior_has_no_constant_for_every_weight(compiled: CompiledMod
     recorded = run.steps.recorded.recorded
     assert recorded is not None
     assert max(buffer.numel() for buffer in recorded.graph.buffers()) < 1000
-
-
-def test_tracing_on_shapes_changes_no_draw(
-    compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def draws() -> Tensor:
-        start = initial_positions(compiled, None, [0])
-        return run_chains(compiled, SGHMC(step_size=0.01), PLAN, start, (1, 2)).draws["b"]
-
-    with caplog.at_level(logging.INFO, "pyro_scale"):
-        on_shapes = draws()
-        monkeypatch.setattr(tracing, "LARGE", 2**40)
-        assert torch.equal(draws(), on_shapes)
-    assert not caplog.records
-
-
-def test_what_is_not_traced_on_shapes_is_traced_on_values() -> None:
-    calls = []
-
-    def function(x: Tensor) -> Tensor:
-        calls.append(x)
-        if len(calls) == 1:
-            raise NotImplementedError("an operation without a rule for shapes")
-        return x.sum()
-
-    large = torch.ones(tracing.LARGE + 1)
-    assert record(function, large)(large) == tracing.LARGE + 1
 
 
 def test_equal_entries_are_kept_where_an_operation_needs_them_all() -> None:

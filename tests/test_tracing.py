@@ -42,7 +42,7 @@ def operations(graph: fx.GraphModule) -> list[tuple[Any, Any]]:
 
 def assert_same_recording(function: Callable[..., Any], given: list[Tensor], others: list[Tensor]) -> None:
     """As that of `make_fx`; it gives what the function gives at other inputs, to the last bit."""
-    ours, theirs = tracing._by_recorder(function, given), tracing._by_make_fx(function, given, "real")
+    ours, theirs = tracing._by_recorder(function, given), tracing._by_make_fx(function, given)
     assert operations(ours) == operations(theirs)
     assert len(operations(ours)) > 3
     with defaults(torch.float64, torch.device("cpu")):  # which graphs are run under, unless types are written out
@@ -227,9 +227,7 @@ def test_results_that_the_function_lets_go_of_are_freed() -> None:
     assert torch.equal(graph(numbers(5, seed=2))[0], function(numbers(5, seed=2))[0])
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["values", "shapes"])
-def test_what_is_known_of_results_holds_no_numbers(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "LARGE", 0 if large else 2**40)
+def test_what_is_known_of_results_holds_no_numbers() -> None:
     weight = torch.ones(4, dtype=torch.float64)
     graph = tracing.traced(lambda x: [x.T @ weight, x.sort().indices], [numbers(4, 3, seed=1)])
     known = [value for node in graph.graph.nodes for value in node.meta.values()]
