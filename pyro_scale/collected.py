@@ -25,7 +25,6 @@ class Plan:
         num_samples: draws kept by a chain.
         warmup_steps: steps before the first draw can be kept.
         thinning: steps from one kept draw to the next; on average, where draws are kept from some steps only.
-        num_chains: chains.
         keep: sites whose draws are kept.
         save_warmup: whether every `thinning`-th position of the warm-up is kept too.
         pilot_steps: that were taken before, to choose what the run needs.
@@ -148,7 +147,7 @@ class Collected:
         num_steps: steps taken before.
         waiting: the state after them, with a leading axis of length 1, if it is kept.
         moments: of sites that are not kept.
-        values: of a block of positions, what is kept of it; None for the positions themselves.
+        values: of a block of positions, what is kept of it, at once; None for the positions themselves.
     """
 
     def __init__(
@@ -164,7 +163,7 @@ class Collected:
         self.values = values
         self.draws: list[Kept] = []
         self.warmup: list[Position] = []
-        self.waiting = waiting
+        self.waiting = self._kept(waiting)
         self.num_steps = num_steps
         self.num_draws = 0
         self.clamped = torch.zeros(plan.num_chains, dtype=torch.long)
@@ -177,6 +176,7 @@ class Collected:
             Names of rows' own sites with a value that is not finite at a position that would be kept.
         """
         before = self.num_steps
+        taken = taken._replace(snapshots=self._kept(taken.snapshots))
         if self.plan.traced:
             self.trace.append(taken.log_posterior[:finite].cpu())
         if self.waiting is not None and finite > 0:
@@ -196,6 +196,9 @@ class Collected:
         self.clamped += taken.clamped[:moved].sum(0).cpu()
         return []
 
+    def _kept(self, found: Snapshot | None) -> Snapshot | None:
+        return found if found is None or self.values is None else found._replace(positions=self.values(found.positions))
+
     def _settle(self, steps: Sequence[int], snapshots: Snapshot, log_posterior: Tensor) -> list[str]:
         """States after these steps, and the values there, which are finite; names as above."""
         positions, kinetic = snapshots
@@ -207,8 +210,6 @@ class Collected:
                     self.num_steps, last = steps[place], place
                     break
             positions = {name: leaf for name, leaf in positions.items() if name not in self.moments.left_out}
-        if self.values is not None:
-            positions = self.values(positions)
         if first_draw > 0:
             self.warmup.append(_between(positions, 0, first_draw))
         if last > first_draw:  # in one go: Ctrl-C may come between any two statements

@@ -21,8 +21,9 @@ from pyro_scale.types import Position
 logger = logging.getLogger("pyro_scale")
 
 BLOCK_NUMBERS = 2**24
-ROW_NUMBERS = 2**22
-"""At most so many numbers of positions are evaluated side by side, and so many draws times rows of the data."""
+LARGE = ROW_NUMBERS = 2**22
+"""At most so many numbers of positions are evaluated side by side, and so many draws times rows of the data; chains
+of more numbers go one after another."""
 
 
 def constrain(compiled: CompiledModel, positions: list[Position], keep: tuple[str, ...]) -> dict[str, Tensor]:
@@ -42,7 +43,11 @@ def constrain(compiled: CompiledModel, positions: list[Position], keep: tuple[st
 
 def by_chain(blocks: list[Position]) -> dict[str, Tensor]:
     """Blocks `(n, num_chains, ...)` one after another, as `(num_chains, sum of n, ...)`."""
-    return {name: torch.cat([block[name].transpose(0, 1) for block in blocks], 1) for name in blocks[0]}
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1)  # large ones are not to be copied
+
+    return {name: joined([block[name].transpose(0, 1) for block in blocks]) for name in blocks[0]}
 
 
 def over_draws(
@@ -76,9 +81,11 @@ def over_chains(together: Callable[..., Any], alone: Callable[..., Any], *argume
     """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # still faster than one by one
+        leaves = pytree.tree_leaves(arguments)
+        num_chains = len(leaves[0])
         with suppress(Exception):  # whatever vmap cannot do; what is the model's own fault is raised below
-            return vmap(together)(*arguments)
-        num_chains = len(pytree.tree_leaves(arguments)[0])
+            if sum(leaf.numel() for leaf in leaves) <= num_chains * LARGE:
+                return vmap(together)(*arguments)
         results = [alone(*pytree.tree_map(lambda leaf, i=i: leaf[i], arguments)) for i in range(num_chains)]
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 

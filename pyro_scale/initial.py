@@ -57,8 +57,7 @@ def initial_positions(compiled: CompiledModel, initial: Any, seeds: Sequence[int
 
     draw = _prior(compiled, seeds) if kind == "prior" else near_zero
     rows = _rows(compiled, [own for own, _ in near if own is not None])
-    attempts = 1 if given is not None and given.complete else ATTEMPTS
-    found, bad = _first_finite(compiled, draw, given, rows, len(seeds), attempts)
+    found, bad = _first_finite(compiled, draw, given, rows, len(seeds))
     if bad:
         at = tree.map(lambda leaf: leaf[bad[0]], found)
         if given is not None:
@@ -103,17 +102,18 @@ def _words(kind: str | None, chain: int) -> tuple[str, str]:
 
 
 def _first_finite(
-    compiled: CompiledModel, draw: Draw, given: Given | None, rows: Tensor | None, num_chains: int, attempts: int
+    compiled: CompiledModel, draw: Draw, given: Given | None, rows: Tensor | None, num_chains: int
 ) -> tuple[Position, list[int]]:
     """The first start of every chain with a finite density, or the last that was tried; and the chains with none."""
     found: Position = {}
     waiting = list(range(num_chains))
-    for attempt in range(attempts):
-        position, inside = draw(waiting, attempt), None
+    complete = given is not None and given.complete
+    for attempt in range(1 if complete else ATTEMPTS):
+        position, inside = {} if complete else draw(waiting, attempt), None
         if given is not None:
             position, inside = given.place(waiting, position)
         if attempt == 0:
-            found = position if given is None else tree.map(torch.clone, position)
+            found = position if given is None or complete else tree.map(torch.clone, position)
         else:
             for name, leaf in position.items():
                 found[name][waiting] = leaf

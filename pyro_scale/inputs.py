@@ -38,7 +38,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         indices: rows of the minibatches, `(num_steps, num_chains, batch_size)`; None in full batch and for a loader.
-        noise: tree of standard normals, `(num_steps, num_chains, *shape)`.
+        noise: tree of standard normals, `(num_steps, num_chains, *shape)`; `()` where steps draw it themselves.
         settings: those of the steps, `(num_steps,)` each; fewer where the run ends before the chunk does.
         length: number of steps.
     """
@@ -70,6 +70,7 @@ class Inputs:
         seeds: of the noise and of the minibatches.
         warmup_steps: during which the kernel may adapt itself.
         ahead: whether the next chunk is drawn while the steps of the present one run.
+        by_block: whether steps may draw their noise themselves, by `normals`; they do where it is large, on a CPU.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Inputs:
         seeds: Sequence[int],
         warmup_steps: int = 0,
         ahead: bool = True,
+        by_block: bool = False,
     ) -> None:
         self.shapes: Shapes = shapes or {}
         self.num_chains = num_chains
@@ -98,6 +100,8 @@ class Inputs:
         step_bytes = max(numbers * self.dtype.itemsize, num_chains * (size or 0) * torch.long.itemsize)
         self.chunk_steps = _chunk_steps(step_bytes, num_steps + 1)
         self.ahead = ahead and step_bytes <= AHEAD_BYTES
+        large = numbers * self.dtype.itemsize > AHEAD_BYTES
+        self.by_block = by_block and large and self.device.type == "cpu"
         self.thread: ThreadPoolExecutor | None = None
         self.next: Future[tuple[Noise, Tensor | None]] | None = None
         self.before_next: dict[str, Tensor] = {}
@@ -106,6 +110,10 @@ class Inputs:
         """Standard normals for every site, with the given leading axes; `shapes` are those of a step unless given."""
         self._forget_next()
         return self._noise(*leading, shapes=self.shapes if shapes is None else shapes)
+
+    def normals(self, number: int) -> Tensor:
+        """The next so many standard normals."""
+        return torch.randn(number, generator=self.noise_generator, dtype=self.dtype, device=self.device)
 
     def draw(self, start: int) -> Chunk:
         """The next chunk of inputs; the settings are those of step `start` and the ones after it."""
@@ -142,8 +150,8 @@ class Inputs:
 
     def _draw(self) -> tuple[Noise, Tensor | None]:
         """What of a chunk the CPU draws. Other devices run after the calls that ask for it anyway."""
-        on_cpu = self.device.type == "cpu"
-        noise = self._noise(self.chunk_steps, self.num_chains, shapes=self.shapes) if on_cpu else ()
+        now = self.device.type == "cpu" and not self.by_block
+        noise = self._noise(self.chunk_steps, self.num_chains, shapes=self.shapes) if now else ()
         return noise, None if self.batches is None else self.batches.draw(self.chunk_steps)
 
     def _noise(self, *leading: int, shapes: Any) -> Noise:
@@ -172,15 +180,16 @@ class Inputs:
 
     def example(self) -> tuple[Tensor | None, Noise, Settings]:
         """Inputs of one step that use up no random number: rows 0, 1, ..., and noise of 0."""
+        shapes = {} if self.by_block else self.shapes
         noise = {
             name: torch.zeros((self.num_chains, *shape), dtype=self.dtype, device=self.device)
-            for name, shape in self.shapes.items()
+            for name, shape in shapes.items()
         }
         indices = None
         if self.batches is not None:
             rows = torch.arange(self.batches.batch_size, device=self.device)
             indices = rows.expand(self.num_chains, -1)
-        return indices, noise if self.shapes else (), Settings(*(column[0] for column in self.settings))
+        return indices, noise if shapes else (), Settings(*(column[0] for column in self.settings))
 
 
 def _chunk_steps(step_bytes: int, num_steps: int) -> int:

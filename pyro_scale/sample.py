@@ -70,7 +70,10 @@ class Run:
         start = self.table.coordinates(start)
         rows = torch.arange(compiled.batch_size or compiled.num_data, device=compiled.data.device)
         shapes = bound.noise_shape(compiled.at_rows(tree.map(lambda leaf: leaf[0], start), rows))
-        self.inputs = Inputs(compiled, kernel, shapes, plan.num_chains, plan.final_step, seeds, plan.warmup_steps)
+        by_block = bound.move is not None and not self.table.axes
+        self.inputs = Inputs(
+            compiled, kernel, shapes, plan.num_chains, plan.final_step, seeds, plan.warmup_steps, by_block=by_block
+        )
         anchor = frame.anchor
         self.steps = Steps(compiled, kernel, self.table, bound, start, self.inputs, seeds[1], jit_compile, anchor)
         self.collected = self._collected()

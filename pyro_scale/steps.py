@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
 from pyro_scale.arriving import arriving_at
+from pyro_scale.blocks import blockwise
 from pyro_scale.capture import Step, fastest, first_line
 from pyro_scale.choice import Choice, JitCompile
 from pyro_scale.collected import Snapshot, Taken
@@ -71,27 +72,32 @@ class Steps:
         self.table = table
         one = tree.map(lambda leaf: leaf[0], start)
         num_chains = len(next(iter(start.values())))
-        self.chains = vmap(bound.init)(start, inputs.noise(num_chains, shapes=bound.noise_shape(one)))
         indices, noise, settings = inputs.example()
         self.arriving = arriving_at(compiled, seed)
         self.batch = compiled.batch(indices)._replace(anchor=anchor) if self.arriving is None else self.arriving.example
         self.example = self.batch  # of the length that is compiled for
         mapped = (True, indices is not None, True, False)
         every_step_the_same = (1,) if indices is None and self.arriving is None else ()
-        moved = table.rows(self.chains, indices)
-        if table.axes:
-            table.check(kernel, self.chains, vmap(bound.init)(moved.position, noise))
         self.large = tree.size(one) > LARGE
+        self.by_block = self.shared = inputs.by_block
 
-        def recorded(batch: Batch) -> Step:
-            arguments = (moved, batch, noise, settings)
+        def recorded(batch: Batch, position: Position) -> Step:
+            if self.by_block:
+                return blockwise(table.target, bound, inputs, position, batch, every_step_the_same)
+            arguments = (table.rows(self.chains, indices), batch, noise, settings)
             apart = self.large or num_chains == 1
             return fastest(bound.update, mapped, *arguments, fixed=every_step_the_same, apart=apart)
 
-        self.recorded = recorded(self.batch)
+        if self.by_block:  # while there are no momenta in memory
+            self.recorded = recorded(self.batch, start)
+        self.chains = vmap(bound.init)(start, inputs.noise(num_chains, shapes=bound.noise_shape(one)))
+        if table.axes:
+            table.check(kernel, self.chains, vmap(bound.init)(table.rows(start, indices), noise))
+        if not self.by_block:
+            self.recorded = recorded(self.batch, start)
         self.update = self.recorded.function
         if self.arriving is not None:
-            self.arriving.expect(self.batch, self.update, lambda batch: recorded(batch).function)
+            self.arriving.expect(self.batch, self.update, lambda batch: recorded(batch, self.chains.position).function)
         self.loop: Loop | None = None
         self.choice = Choice(
             jit_compile, self.recorded.recorded, self.recorded.how, self.recorded.reason, inputs.chunk_steps
@@ -107,6 +113,9 @@ class Steps:
             kept: numbers of the steps before which positions are to be kept.
             remaining: steps that the run has left.
         """
+        if self.shared:  # the start may be the caller's
+            self._own_chains()
+            self.shared = False
         if self.choice.now(remaining):
             self._own_chains()
             self.loop = self.choice.compiled(lambda: self._compiled(chunk))
@@ -130,7 +139,7 @@ class Steps:
     def snapshot(self) -> Snapshot:
         """Of all chains, positions in the model's unconstrained coordinates; steps to come do not write to it."""
         snapshot = self._found(Snapshot.of(self.chains))
-        return snapshot if self.loop is None else pytree.tree_map(torch.clone, snapshot)
+        return snapshot if self.loop is None and not self.by_block else pytree.tree_map(torch.clone, snapshot)
 
     def _found(self, snapshot: Snapshot) -> Snapshot:
         """In the model's coordinates, what is in the kernel's."""

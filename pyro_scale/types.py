@@ -115,12 +115,16 @@ class BoundKernel:
         init: `(position, noise) -> state`.
         update: `(state, batch, noise, settings) -> (state, info)`.
         approximation: `(state) -> Gaussian`, of a method whose result is a normal distribution; None for others.
+        move: `(state, gradient, noise, settings) -> (state, clamped)`, what `update` does with the gradient of the
+            target, where each coordinate moves by itself and the state is of trees by site: a large state then moves
+            part by part. None for others.
     """
 
     noise_shape: Callable[[Position], Any]
     init: Callable[[Position, Noise], Any]
     update: Callable[[Any, Any, Noise, Settings], tuple[Any, Info]]
     approximation: Callable[[Any], Gaussian] | None = None
+    move: Callable[[Any, Position, Noise, Settings], tuple[Any, Tensor]] | None = None
 
 
 class Fitting(NamedTuple):

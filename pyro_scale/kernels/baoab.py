@@ -29,6 +29,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
@@ -86,10 +87,12 @@ class BAOAB:
         """Joins the settings to a target over `num_data` rows."""
         check_number("BAOAB", "num_data", num_data, positive=True)
         temperature = as_schedule("BAOAB", "temperature", self.temperature)(0)
+        chosen: Any = {"friction": self.friction, "gradient_variance": self.gradient_variance}
         return BoundKernel(
             noise_shape=partial(noise_shape, "BAOAB", self.gradient_variance),
             init=partial(init, temperature / num_data),
-            update=partial(update, target, num_data, friction=self.friction, gradient_variance=self.gradient_variance),
+            update=partial(update, target, num_data, **chosen),
+            move=None if isinstance(self.gradient_variance, dict) else partial(move, num_data, **chosen),
         )
 
 
@@ -118,8 +121,25 @@ def update(
 ) -> tuple[BAOABState, Info]:
     """One step, by the equations at the top of this file."""
     gradient, log_posterior = grad_and_value(target)(state.position, batch)
+    moved, clamped = move(
+        num_data, state, gradient, noise, settings, friction=friction, gradient_variance=gradient_variance
+    )
+    return moved, Info(log_posterior, clamped)
+
+
+def move(
+    num_data: int,
+    state: BAOABState,
+    gradient: Position,
+    noise: Position,
+    settings: Settings,
+    *,
+    friction: float = 1.0,
+    gradient_variance: float | Position = 0.0,
+) -> tuple[BAOABState, Tensor]:
+    """The step from a gradient of the log posterior, coordinate by coordinate."""
     # 1 - c**2 would lose digits in a narrow type
-    step_size = torch.as_tensor(settings.step_size, dtype=torch.float64, device=log_posterior.device)
+    step_size = torch.as_tensor(settings.step_size, dtype=torch.float64, device=next(iter(gradient.values())).device)
     kept = torch.exp(-friction * step_size)
     variance = -torch.expm1(-2 * friction * step_size) * settings.temperature / num_data
     sd, clamped = injected_sd(variance, step_size * (1 + kept) / 2, gradient_variance, noise)
@@ -128,4 +148,4 @@ def update(
     position = tree.map(
         lambda x, before, after: (x + step_size / 2 * (before + after)).to(x.dtype), state.position, kicked, momentum
     )
-    return BAOABState(position, momentum), Info(log_posterior, clamped)
+    return BAOABState(position, momentum), clamped

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
+from torch import Tensor
+
 from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.errors import ArgumentError
@@ -86,10 +88,12 @@ class SGHMC:
         """Joins the settings to a target over `num_data` rows."""
         check_number("SGHMC", "num_data", num_data, positive=True)
         temperature = as_schedule("SGHMC", "temperature", self.temperature)(0)
+        chosen: Any = {"friction": self.friction, "gradient_variance": self.gradient_variance}
         return BoundKernel(
             noise_shape=partial(noise_shape, "SGHMC", self.gradient_variance),
             init=partial(init, temperature / num_data),
-            update=partial(update, target, num_data, friction=self.friction, gradient_variance=self.gradient_variance),
+            update=partial(update, target, num_data, **chosen),
+            move=None if isinstance(self.gradient_variance, dict) else partial(move, num_data, **chosen),
         )
 
 
@@ -118,6 +122,23 @@ def update(
 ) -> tuple[SGHMCState, Info]:
     """One step, by the equations at the top of this file."""
     gradient, log_posterior = grad_and_value(target)(state.position, batch)
+    moved, clamped = move(
+        num_data, state, gradient, noise, settings, friction=friction, gradient_variance=gradient_variance
+    )
+    return moved, Info(log_posterior, clamped)
+
+
+def move(
+    num_data: int,
+    state: SGHMCState,
+    gradient: Position,
+    noise: Position,
+    settings: Settings,
+    *,
+    friction: float = 1.0,
+    gradient_variance: float | Position = 0.0,
+) -> tuple[SGHMCState, Tensor]:
+    """The step from a gradient of the log posterior, coordinate by coordinate."""
     step_size = settings.step_size
     variance = 2 * friction * step_size * settings.temperature / num_data
     sd, clamped = injected_sd(variance, step_size, gradient_variance, noise)
@@ -129,4 +150,4 @@ def update(
         noise,
     )
     position = tree.map(lambda x, m: (x + step_size * m).to(x.dtype), state.position, momentum)
-    return SGHMCState(position, momentum), Info(log_posterior, clamped)
+    return SGHMCState(position, momentum), clamped

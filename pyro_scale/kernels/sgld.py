@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
+from torch import Tensor
+
 from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.kernels.noise import check_variance, injected_sd, noise_shape
@@ -63,8 +65,13 @@ class SGLD:
     def bind(self, target: LogPosterior, num_data: int) -> BoundKernel:
         """Joins the settings to a target over `num_data` rows."""
         check_number("SGLD", "num_data", num_data, positive=True)
-        step = partial(update, target, num_data, gradient_variance=self.gradient_variance)
-        return BoundKernel(noise_shape=partial(noise_shape, "SGLD", self.gradient_variance), init=init, update=step)
+        variance = self.gradient_variance
+        return BoundKernel(
+            noise_shape=partial(noise_shape, "SGLD", variance),
+            init=init,
+            update=partial(update, target, num_data, gradient_variance=variance),
+            move=None if isinstance(variance, dict) else partial(move, num_data, gradient_variance=variance),
+        )
 
 
 class SGLDState(NamedTuple):
@@ -90,10 +97,24 @@ def update(
 ) -> tuple[SGLDState, Info]:
     """One step, by the equation at the top of this file."""
     gradient, log_posterior = grad_and_value(target)(state.position, batch)
+    moved, clamped = move(num_data, state, gradient, noise, settings, gradient_variance=gradient_variance)
+    return moved, Info(log_posterior, clamped)
+
+
+def move(
+    num_data: int,
+    state: SGLDState,
+    gradient: Position,
+    noise: Position,
+    settings: Settings,
+    *,
+    gradient_variance: float | Position = 0.0,
+) -> tuple[SGLDState, Tensor]:
+    """The step from a gradient of the log posterior, coordinate by coordinate."""
     step_size = settings.step_size
     variance = 2 * step_size * settings.temperature / num_data
     sd, clamped = injected_sd(variance, step_size, gradient_variance, noise)
     position = tree.map(
         lambda x, g, s, z: (x + step_size / num_data * g + s * z).to(x.dtype), state.position, gradient, sd, noise
     )
-    return SGLDState(position), Info(log_posterior, clamped)
+    return SGLDState(position), clamped
