@@ -16,36 +16,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
-from pyro_scale.capture import Step, fastest
+from pyro_scale.capture import fastest
 from pyro_scale.derivative import grad_and_value
+from pyro_scale.inlined import compiled_function
 from pyro_scale.inputs import GROUP, Inputs
 from pyro_scale.types import Batch, BoundKernel, Info, LogPosterior, Noise, Position, Settings
 
 BLOCK = 2**17
 """So many coordinates move at a time: few enough for the cache, and enough for several threads."""
 
-REASON = "Chains of so many coordinates move block by block, and arithmetic takes nearly all of the time"
-
 Part = dict[str, slice]
-
-
-def blockwise(
-    target: LogPosterior, bound: BoundKernel, inputs: Inputs, position: Position, batch: Batch, fixed: Collection[int]
-) -> Step:
-    """A `Blockwise` step over a recorded gradient.
-
-    Args:
-        target: that the kernel is bound to.
-        bound: a kernel that can `move`.
-        inputs: of the run.
-        position: of all chains.
-        batch: of a first step.
-        fixed: as of `fastest`, of position and batch.
-    """
-    own_batches = batch.indices.ndim > 1
-    gradient = fastest(grad_and_value(target), (True, own_batches), position, batch, fixed=fixed, apart=True)
-    steps = Blockwise(gradient.function, bound, inputs, own_batches)
-    return gradient._replace(function=steps, recorded=None, reason=gradient.reason or REASON)
 
 
 class Blockwise:
@@ -54,37 +34,58 @@ class Blockwise:
     A chain stands still whose log posterior is not finite.
 
     Args:
-        gradient: of the log posterior of all chains, and its values; called with one chain.
+        target: that the kernel is bound to.
         bound: a kernel that can `move`.
         inputs: of the run.
-        own_batches: whether each chain has rows of its own.
+        position: of all chains.
+        batch: of a first step.
+        fixed: as of `fastest`, of position and batch.
+
+    Attributes:
+        step: how the gradient of one chain is recorded.
+        gradient: of one chain; native code may take its place.
     """
 
-    def __init__(self, gradient: Callable[..., Any], bound: BoundKernel, inputs: Inputs, own_batches: bool) -> None:
+    def __init__(
+        self,
+        target: LogPosterior,
+        bound: BoundKernel,
+        inputs: Inputs,
+        position: Position,
+        batch: Batch,
+        fixed: Collection[int],
+    ) -> None:
         assert bound.move is not None
-        self.gradient = gradient
         self.move = bound.move
         self.inputs = inputs
-        self.own_batches = own_batches
+        self.own_batches = batch.indices.ndim > 1
+        function = grad_and_value(target)
+        self.step = fastest(function, (True, self.own_batches), position, batch, fixed=fixed, apart=True)
+        self.gradient = torch.no_grad()(self.step.recorded or function)
         self.parts = list(parts({name: shape.numel() for name, shape in inputs.shapes.items()}, BLOCK))
 
     def __call__(self, state: Any, batch: Batch, noise: Noise, settings: Settings) -> tuple[Any, Info]:
-        infos = []
-        for chain in range(self.inputs.num_chains):
+        infos = [self._one(*self._chain(state, batch, chain), settings) for chain in range(self.inputs.num_chains)]
+        return state, Info(*map(torch.stack, zip(*infos, strict=True)))
 
-            def only(leaf: Any, chain: int = chain) -> Any:
-                return leaf[chain : chain + 1] if isinstance(leaf, Tensor) else leaf
+    def compiled(self, state: Any, batch: Batch) -> Callable[..., Any]:
+        """The gradient as native code, of batches as this one; `NativeError` where that cannot be."""
+        assert self.step.recorded is not None
+        one, rows = self._chain(state, batch, 0)
+        return compiled_function(self.step.recorded, one.position, rows)
 
-            one, rows = pytree.tree_map(only, (state, batch if self.own_batches else ()))
-            infos.append(self._one(one, rows if self.own_batches else batch, settings))
-        return state, Info(*map(torch.cat, zip(*infos, strict=True)))
+    def _chain(self, state: Any, batch: Batch, chain: int) -> tuple[Any, Batch]:
+        def only(leaf: Any) -> Any:
+            return leaf[chain] if isinstance(leaf, Tensor) else leaf
+
+        return pytree.tree_map(only, state), pytree.tree_map(only, batch) if self.own_batches else batch
 
     def _one(self, state: Any, batch: Batch, settings: Settings) -> Info:
         gradient, log_posterior = self.gradient(state.position, batch)
         moves = bool(torch.isfinite(log_posterior))
         flat = pytree.tree_map(lambda leaf: leaf.view(-1), state)
         slopes = tree.map(lambda leaf: leaf.reshape(-1), gradient)
-        clamped = torch.zeros(1, dtype=torch.long)
+        clamped = torch.zeros((), dtype=torch.long)
         for part in self.parts:
             noise = self._noise(part)
             if not moves:  # the other chains' noise is what it would be

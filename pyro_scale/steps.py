@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
 from pyro_scale.arriving import arriving_at
-from pyro_scale.blocks import blockwise
+from pyro_scale.blocks import Blockwise
 from pyro_scale.capture import Step, fastest, first_line
 from pyro_scale.choice import Choice, JitCompile
 from pyro_scale.collected import Snapshot, Taken
@@ -83,7 +83,11 @@ class Steps:
 
         def recorded(batch: Batch, position: Position) -> Step:
             if self.by_block:
-                return blockwise(table.target, bound, inputs, position, batch, every_step_the_same)
+                blocks = Blockwise(table.target, bound, inputs, position, batch, every_step_the_same)
+                if self.arriving is None:
+                    return blocks.step._replace(function=blocks)
+                reason = blocks.step.reason or "Batches of a loader may be of any length"
+                return blocks.step._replace(function=blocks, recorded=None, reason=reason)
             arguments = (table.rows(self.chains, indices), batch, noise, settings)
             apart = self.large or num_chains == 1
             return fastest(bound.update, mapped, *arguments, fixed=every_step_the_same, apart=apart)
@@ -117,11 +121,7 @@ class Steps:
             self._own_chains()
             self.shared = False
         if self.choice.now(remaining):
-            self._own_chains()
-            self.loop = self.choice.compiled(lambda: self._compiled(chunk))
-            self.most_steps = max(
-                1, min(FIRST_CALL, int(CALL_SECONDS / (self.choice.recorded_seconds() or CALL_SECONDS)))
-            )
+            self._go_native(chunk)
         began = time.perf_counter()
         if self.arriving is not None:
             self.batch, self.update = self.arriving.next()
@@ -188,6 +188,17 @@ class Steps:
         for place in range(len(leaves)):
             leaves[place] = leaves[place].clone(memory_format=torch.contiguous_format)
         self.chains = pytree.tree_unflatten(leaves, structure)
+
+    def _go_native(self, chunk: Chunk) -> None:
+        """From here on a native loop takes the steps; or where they go block by block, native code the gradients."""
+        if isinstance(self.update, Blockwise):
+            blocks = self.update
+            compiled = self.choice.compiled(lambda: blocks.compiled(self.chains, self.example))
+            blocks.gradient = blocks.gradient if compiled is None else compiled
+            return
+        self._own_chains()
+        self.loop = self.choice.compiled(lambda: self._compiled(chunk))
+        self.most_steps = max(1, min(FIRST_CALL, int(CALL_SECONDS / (self.choice.recorded_seconds() or CALL_SECONDS))))
 
     def _compiled(self, chunk: Chunk) -> Loop:
         columns = None if chunk.indices is None else self.compiled.data.rows

@@ -18,11 +18,13 @@ from pyro_scale import tree
 from pyro_scale.blocks import parts
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
-from pyro_scale.inference import infer
+from pyro_scale.gradient import Frame, without_all_rows
 from pyro_scale.initial import initial_positions
 from pyro_scale.kernels import BAOAB, SGHMC, SGLD
+from pyro_scale.mode import Mode
 from pyro_scale.progress import Reporter
 from pyro_scale.sample import Chains, Run, run_chains
+from pyro_scale.whitening import Whitened
 
 SEEDS = (11, 12)
 DATA = {"x": numbers(20, 7, seed=1), "y": numbers(20, seed=2)}
@@ -164,26 +166,31 @@ def test_a_chain_that_diverges_ends_the_run_with_the_draws_before() -> None:
     assert torch.isfinite(found.draws["w"]).all()
 
 
-def test_whitened_runs_with_control_variates_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def draws() -> Tensor:
-        posterior = infer(
-            network,
-            DATA,
-            "sghmc",
-            num_samples=10,
-            num_chains=1,
-            batch_size=6,
-            seed=0,
-            progress=False,
-            jit_compile=False,
-        )
-        return posterior.draws["w"]
+def test_whitened_chains_with_control_variates_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = initial_positions(MODEL, None, [0])
+    one = tree.map(lambda leaf: leaf[0], start)
+    curvature = torch.linspace(1, 100, tree.size(one), dtype=torch.float64)
+    whitened = Whitened(MODEL, Mode(one, 0.0, True, 1, curvature), 20)
+    frame = Frame(whitened, without_all_rows(tree.map(lambda leaf: leaf + 0.1, whitened.coordinates(start))))
+
+    def sampled() -> Chains:
+        return run_chains(MODEL, SGHMC(step_size=0.05), plan(20), start, SEEDS, frame=frame)
 
     monkeypatch.setattr("pyro_scale.inputs.CHUNK_STEPS", 1)
-    expected = draws()
+    whole = sampled()
     monkeypatch.setattr("pyro_scale.inputs.AHEAD_BYTES", 0)
     monkeypatch.setattr("pyro_scale.blocks.BLOCK", 16)
-    torch.testing.assert_close(draws(), expected, rtol=1e-8, atol=0)
+    same(sampled(), whole, rtol=1e-10)
+
+
+@by_block
+def test_native_code_of_the_gradient_takes_the_same_steps() -> None:
+    start = initial_positions(MODEL, None, range(2))
+    captured, native = (
+        run_chains(MODEL, BAOAB(step_size=0.05), plan(20, 2), start, SEEDS, jit_compile=jit) for jit in (False, True)
+    )
+    assert (captured.how, native.how) == ("captured, chain by chain", "compiled, chain by chain")
+    same(native, captured, rtol=1e-10)
 
 
 def test_float32(monkeypatch: pytest.MonkeyPatch) -> None:
