@@ -24,9 +24,10 @@ FOLDERS = {"pyro_scale": "pyro_scale", "models": "pyro_scale.models", "diagnosti
 ORDER = [
     "types", "tree", "errors", "checks", "schedules", "kinds", "floating", "derivative", "gaussians", "curvature",
     "kernels", "arrays", "datasets", "data", "records", "params", "contraction", "enumeration", "bijections",
-    "subsample", "handlers", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites", "outputs",
-    "unbounded", "information", "starts", "terms", "compile", "graph", "in_place", "recorder", "tracing", "capture",
-    "cached", "inductor", "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "climbs", "law", "bias",
+    "subsample", "handlers", "freed", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites",
+    "outputs", "unbounded", "information", "starts", "terms", "compile", "graph", "in_place", "recorder", "tracing",
+    "capture", "cached", "inductor", "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "climbs",
+    "law", "bias",
     "step_sizes", "spread", "convergence", "superchains", "whitening", "gradient", "local", "inputs", "arriving",
     "progress", "moments", "collected", "loop", "blocks", "steps", "draws", "given", "initial", "sample", "pilot",
     "gradient_noise", "dense", "products", "newton_cg", "ascent", "fisher", "seen", "diagonal", "tunable", "warmup",
