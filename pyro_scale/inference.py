@@ -27,6 +27,7 @@ from pyro_scale.sample import run_chains
 from pyro_scale.schedules import check_number
 from pyro_scale.standing_priors import prior_of, with_prior
 from pyro_scale.superchains import check_superchains, together
+from pyro_scale.threads import suit_threads, threads_kept
 from pyro_scale.tunable import why_not_tuned
 from pyro_scale.types import Kernel
 from pyro_scale.warmup import Tuner
@@ -38,6 +39,7 @@ PILOT_SHARE = 75
 """Per cent of the warm-up steps that the pilot may take, where their number is given."""
 
 
+@threads_kept()
 def infer(
     model: Model,
     data: Any,
@@ -172,6 +174,7 @@ def infer(
     compiled = compile_model(
         model, data, constants=constants, batch_size=batch_size, seed=seeds[0], device=device, dtype=dtype
     )
+    suit_threads(compiled, num_chains)
     if prior is not None:
         compiled = with_prior(compiled, prior_of(prior, compiled))
     kept = sites_kept(compiled, keep)
