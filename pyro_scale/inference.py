@@ -191,8 +191,8 @@ def infer(
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
         pilot_seed = derived_seeds(seeds[0], 1)[0]
         with reporter.closed_by_errors():
-            tuner = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter)
-            tuned = tuner.tuned(most)
+            # without a name of its own, the tuner and the rows that it holds are gone after this
+            tuned = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter).tuned(most)
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
         start.append(tuned.start)
         thinning = tuned.thinning if thinning is None and not one else thinning

@@ -28,7 +28,7 @@ ORDER = [
     "unbounded", "information", "starts", "terms", "compile", "graph", "recorder", "tracing", "capture", "cached",
     "inductor", "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "climbs", "law", "bias",
     "step_sizes", "spread", "convergence", "superchains", "whitening", "gradient", "local", "inputs", "arriving",
-    "progress", "moments", "collected", "loop", "steps", "draws", "given", "initial", "sample", "pilot",
+    "held", "progress", "moments", "collected", "loop", "steps", "draws", "given", "initial", "sample", "pilot",
     "gradient_noise", "dense", "products", "newton_cg", "ascent", "fisher", "seen", "diagonal", "tunable", "warmup",
     "other_rows", "split", "prediction", "predict", "linear", "linearized", "predictions", "inference_data",
     "stored_gaussians", "storage", "groups", "values", "contents", "temperature", "health", "mixing", "assessment",
