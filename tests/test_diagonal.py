@@ -61,6 +61,21 @@ def test_the_mode_is_that_of_matrices_and_its_curvature_their_diagonal() -> None
     assert best.log_posterior == pytest.approx(exact.log_posterior, abs=0.01)
 
 
+def test_a_sample_of_the_rows_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curvature is that of all rows, and the mode near theirs: its own is 4 away in variances."""
+    monkeypatch.setattr(diagonal_module, "NEWTON_ROWS", 40)
+    model = compiled()
+    found = pieces(model)._newton(tree.map(torch.zeros_like, model.initial_position(0)))
+    exact = find_mode(model, model.initial_position(0))
+    assert found is not None
+    position, curvature = found
+    off = tree.ravel(position) - tree.ravel(exact.position)
+    print(float(off @ exact.negative_hessian @ off), (curvature / exact.negative_hessian.diagonal()).tolist())
+    assert float(off @ exact.negative_hessian @ off) < 0.5
+    ratio = curvature / exact.negative_hessian.diagonal()
+    assert float(ratio.log().mean().exp()) == pytest.approx(1, abs=0.3)
+
+
 def signs(y: Tensor) -> None:
     a = pyro.sample("a", dist.Normal(0.0, 10.0))
     with pyro.plate("data", len(y)):
