@@ -185,8 +185,15 @@ def test_anchors_of_the_chains_reach_shared_batches(jit_compile: bool, vectorise
     # quadratic: control variates leave no noise at all, and chains of equal noise differ by their sign alone
     assert run.settings["tuning"]["gradient_noise"] < 1e-9
     assert ((draws.abs() - y.sum() / 64.01) * 64.01**0.5).square().mean() < 2.5
-    kinetic = run.sample_stats["kinetic_temperature"].mean()
-    print(float(kinetic))
+
+
+def test_one_chain_in_native_code_has_its_anchor_too() -> None:
+    """It is stepped without an axis of chains, and by batches of two lengths."""
+    data, options = rows(150), {**SHORT, "num_samples": 8, "num_chains": 1}
+    native, captured = (ps.infer(linear, data, seed=0, jit_compile=jit, **options) for jit in (True, False))
+    assert native.settings["steps_run"] == "compiled"
+    assert native.settings["tuning"]["control_variates"]
+    assert torch.allclose(native.draws["w"], captured.draws["w"], rtol=1e-8)
 
 
 def test_a_sample_lands_on_the_exact_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
