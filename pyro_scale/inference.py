@@ -82,9 +82,10 @@ def infer(
             "map", "ensemble", "vi_diag", "vi_dense", "vi_lowrank", "laplace_diag", "laplace_dense", "laplace_kfac",
             "laplace_lowrank", "swag", "svgd", "ekf_diag", "ekf_dense"; see their kernels. A string, or a kernel without
             a step_size, is tuned: the mode and a pilot run choose coordinates, control variates, step size, V and
-            thinning; beyond 300 coordinates by diagonals, from starts near a mode. Where coordinates are of the rows of
-            minibatches the kernel takes its default step size instead, which suits covariates of unit scale. One with
-            a step_size runs as configured.
+            thinning; beyond 300 coordinates by diagonals, from starts near a mode. For this the rows of a `DataLoader`
+            are read once, or a sample of them; a sample, and items that are changed at random, have no control
+            variates. Where coordinates are of the rows of minibatches the kernel takes its default step size instead,
+            which suits covariates of unit scale. One with a step_size runs as configured.
         num_samples: draws kept by a chain, or taken from a fitted normal; >= 1. A mode is one draw, and particles are
             as many as their kernel has.
         warmup_steps: steps before the first draw is kept, those of the pilot run included; >= 0. None takes as many as
@@ -194,8 +195,8 @@ def infer(
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
         pilot_seed = derived_seeds(seeds[0], 1)[0]
         with reporter.closed_by_errors():
-            tuner = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter)
-            tuned = tuner.tuned(most)
+            # without a name of its own, the tuner and the rows that it holds are gone after this
+            tuned = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter).tuned(most)
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
         start.append(tuned.start)
         thinning = tuned.thinning if thinning is None and not one else thinning

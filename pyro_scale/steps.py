@@ -73,10 +73,11 @@ class Steps:
         num_chains = len(next(iter(start.values())))
         self.chains = vmap(bound.init)(start, inputs.noise(num_chains, shapes=bound.noise_shape(one)))
         indices, noise, settings = inputs.example()
-        self.arriving = arriving_at(compiled, seed)
+        self.arriving = arriving_at(compiled, seed, anchor)
         self.batch = compiled.batch(indices)._replace(anchor=anchor) if self.arriving is None else self.arriving.example
         self.example = self.batch  # of the length that is compiled for
-        mapped = (True, indices is not None, True, False)
+        # chains share the rows of a loader, but have anchors of their own
+        mapped = (True, (False, False, False, True) if indices is None else True, True, False)
         every_step_the_same = (1,) if indices is None and self.arriving is None else ()
         moved = table.rows(self.chains, indices)
         if table.axes:
