@@ -82,9 +82,12 @@ def summary(posterior: Posterior | str | Path) -> pd.DataFrame:
         under ArviZ 0.x and 1.x, whose numbers the last five are:
 
         mean, sd, q5, median, q95: of the draws, with quantiles of 5 and 95 %.
-        mcse_mean, mcse_sd: Monte Carlo standard errors.
+        mcse_mean, mcse_sd: Monte Carlo standard errors; of independent draws where a normal was fitted.
         ess_bulk, ess_tail: effective sample sizes for the mean and for the 5 and 95 % quantiles.
         r_hat: NaN for a single chain.
+
+        What has no chains, as a normal that was fitted, has no ess_bulk, ess_tail and r_hat (NaN), and what is fitted
+        as points no Monte Carlo error either.
 
     Example:
         >>> import torch
