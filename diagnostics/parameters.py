@@ -39,7 +39,8 @@ def shared_parameters(posteriors: Sequence[Posterior]) -> list[Parameters]:
     shared = [name for name in found[0].names if name in common]
     if not shared:
         raise ArgumentError(
-            f"The posteriors have no parameter in common: {found[0].names[:5]} and {found[1].names[:5]}."
+            f"The posteriors have no parameter in common: {found[0].names[:5]} and {found[1].names[:5]}. Compare "
+            "posteriors of one model, or of models whose sites have the same names."
         )
     return [each.among(shared) for each in found]
 

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_scale.arrays import as_numbers
 from pyro_scale.convergence import LEAST_DRAWS, ess
 from pyro_scale.data import names_of
 from pyro_scale.draws import over_draws
@@ -111,24 +112,30 @@ class Collected:
 
     def _checked(self, found: Posterior | Draws, simulated: Simulated) -> dict[str, Tensor]:
         """Draws by site `(num_chains, num_samples, *site)`, of the shape of what was simulated."""
-        draws = found.draws if isinstance(found, Posterior) else found
-        if not isinstance(draws, Mapping):
+        given = found.draws if isinstance(found, Posterior) else found
+        if not isinstance(given, Mapping):
             raise ArgumentError(
                 f"method returned a {type(found).__name__}; it must return a posterior, or a dict of draws by site."
             )
+        draws = {name: as_numbers(f"draws['{name}']", one) for name, one in given.items() if name in simulated.values}
         for name in self.sites:
             if name not in draws:
                 raise ArgumentError(
-                    f"The draws lack site '{name}': they have {names_of(list(draws))}. Leave it out of sites."
+                    f"The draws lack site '{name}': they have {names_of(list(given))}. Leave it out of sites."
                 )
             self._check_site(name, draws[name], simulated.values[name].shape)
-        return {name: value for name, value in draws.items() if name in simulated.values}
+        return draws
 
     def _check_site(self, name: str, value: Tensor, shape: torch.Size) -> None:
         if value.shape[2:] != shape or value.ndim != 2 + len(shape):
             wanted = ", ".join(["num_chains", "num_samples", *map(str, shape)])
             raise ArgumentError(f"Draws of site '{name}' have shape {tuple(value.shape)}; it must be ({wanted}).")
         number = value.shape[0] * value.shape[1]
+        if number == 1:
+            raise ArgumentError(
+                f"There is one draw of site '{name}': a point has no distribution to check. Use a method that draws, "
+                "or fits a distribution, as laplace_diag or sghmc."
+            )
         if number < self.num_draws:
             raise ArgumentError(
                 f"There are {number} draws, and values are to be ranked among num_draws={self.num_draws}. Raise "

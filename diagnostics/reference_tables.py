@@ -52,15 +52,30 @@ def comparison(evidence: Evidence) -> str:
     table = compare(evidence.posterior, reference=evidence.reference)
     theirs, ours = table.index.get_level_values(0).unique()
     errors = table.loc[ours]
-    whole = errors.loc["all"]
-    errors = errors.loc[["all", *[name for name in errors.index if name != "all"][:MOST_ROWS]]]
+    whole, names = errors.loc["all"], [name for name in errors.index if name != "all"]
+    errors = errors.loc[["all", *names[:MOST_ROWS]]]
     effort = pd.DataFrame({"this posterior": whole, "the reference": table.loc[(theirs, "all")]}).T
-    return _together(whole) + _by_value(errors) + _effort(effort)
+    missing = _missing(evidence, len(names))
+    whole_told = missing + _together(whole, finite=bool(whole["mean_error"] == whole["mean_error"]))
+    return whole_told + _by_value(errors, point=evidence.values.shape[:2] == (1, 1)) + _effort(effort)
 
 
-def _together(whole: pd.Series) -> str:
+def _missing(evidence: Evidence, compared: int) -> str:
+    """How many values one of both has alone: a reference of another model, or of other data, may have the names."""
+    assert evidence.reference is not None
+    alone = {
+        "this posterior": evidence.num_values - compared,
+        "the reference": sum(value[0, 0].numel() for value in evidence.reference.draws.values()) - compared,
+    }
+    told = " and ".join(f"{number:,} of {whose}" for whose, number in alone.items() if number)
+    return f"<p>Not compared, since the other does not have them: values, {told}.</p>" if told else ""
+
+
+def _together(whole: pd.Series, finite: bool) -> str:
     """Distances of all values at once, in a sentence."""
     p_values = {"energy distance": float(whole["energy_p"]), "maximum mean discrepancy": float(whole["mmd_p"])}
+    if not finite:
+        return "<p>Draws that do not vary, or are not finite, leave no distance of all values together.</p>"
     if not all(map(math.isfinite, p_values.values())):
         return "<p>There are too few independent draws to compare the distributions of all values together.</p>"
     told = " and ".join(f"p = {number(value, 'energy_p')} by {name}" for name, value in p_values.items())
@@ -73,17 +88,17 @@ def _together(whole: pd.Series) -> str:
     )
 
 
-def _by_value(table: pd.DataFrame) -> str:
+def _by_value(table: pd.DataFrame, point: bool) -> str:
     def bad(name: str, column: str) -> bool:
         row = table.loc[name]
         if column == "mean_error":
             return bool(abs(row["mean_error"]) > TENTH and not abs(row["z"]) <= SURE)
         return column == "sd_ratio" and bool(abs(row["sd_ratio"] - 1) > TENTH)
 
-    columns = _known(table, ERRORS)
-    if "sd_ratio" not in columns:  # of a point
-        columns = {"mean_error": "error"}
-    legend = MANY if "sd_ratio" in columns else POINT
+    columns = {"mean_error": "error"} if point else _known(table, ERRORS)
+    if not columns:
+        return "<p>No value varies in the reference with draws that are all finite, and is known here.</p>"
+    legend = POINT if point else MANY
     return table_html(table, columns, bad) + f'<p class="legend">{html.escape(legend)}</p>'
 
 

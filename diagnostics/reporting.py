@@ -57,7 +57,12 @@ def report(posterior: Posterior | str | Path, path: str | Path, reference: Poste
     target = _target(path)
     if reference is not None and not hasattr(reference, "draws"):
         raise ArgumentError(f"reference is a {type(reference).__name__}; it must be a Posterior, as from nuts.")
-    handle, name = tempfile.mkstemp(prefix=".pyro_scale-", suffix=".html", dir=target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=".pyro_scale-", suffix=".html", dir=target.parent)
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"nothing can be written into this folder ({error.strerror})", str(path)
+        ) from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             evidence = gather(posterior, reference)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyro_scale.errors import PyroScaleError
+
 from . import chain_plots, facts, joint_plots, over_time, predictions, reference_tables, verdicts
 from .evidence import Evidence
 
@@ -150,7 +152,8 @@ def made(evidence: Evidence) -> tuple[list[tuple[str, str]], list[tuple[str, str
         except Exception as error:  # one section that fails does not take the others with it
             logger.info("Section %r of the report failed.", section.title, exc_info=True)
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            missing.append((section.title, f"{type(error).__name__}: {line}"))
+            told = line if isinstance(error, PyroScaleError) else f"{type(error).__name__}: {line}"
+            missing.append((section.title, told))
     by_reason: dict[str, list[str]] = {}
     for title, reason in missing:
         by_reason.setdefault(reason, []).append(title)

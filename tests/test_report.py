@@ -231,7 +231,12 @@ WRONG: list[tuple[str, Callable[[Path], tuple[Any, Any]], type[Exception], str]]
     ("no page", lambda at: (CASES["a point, (1, 1)"][0], at / "r.pdf"), ArgumentError, "must end in .html"),
     ("no folder", lambda at: (CASES["a point, (1, 1)"][0], at / "no" / "r.html"), FileNotFoundError, "make it first"),
     ("a folder", lambda at: (CASES["a point, (1, 1)"][0], at / "d.html"), IsADirectoryError, "is a folder"),
-    ("unwritable", lambda at: (CASES["a point, (1, 1)"][0], "/proc/r.html"), OSError, "/proc"),
+    (
+        "unwritable",
+        lambda at: (CASES["a point, (1, 1)"][0], "/proc/r.html"),
+        OSError,
+        "nothing can be written into this folder",
+    ),
     ("no draws", lambda at: (made({}), at / "r.html"), ArgumentError, "no draws of any site"),
 ]
 
@@ -263,6 +268,23 @@ def test_a_failure_leaves_the_page_that_was_there(tmp_path: Path, monkeypatch: p
         report(made({"w": normals(4, 50)}), tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "before"
     assert os.listdir(tmp_path) == ["report.html"]
+
+
+REFERENCES = {
+    "another site": ({"v": normals(4, 50)}, "Against the reference: The posteriors have no parameter in common"),
+    "another shape": ({"w": normals(4, 50, 3)}, "values, 1 of this posterior and 1 of the reference."),
+    "NaN": ({"w": torch.full((4, 50, 2), torch.nan)}, "or are not finite, leave no distance"),
+    "constant": ({"w": torch.ones(4, 50, 2)}, "No value varies in the reference"),
+    "fewer sites": ({"w": normals(4, 50, 2)}, "values, 1 of this posterior."),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_reference_that_does_not_fit_says_so(name: str, tmp_path: Path) -> None:
+    draws, message = REFERENCES[name]
+    page = written(made({"w": normals(4, 50, 2), "b": normals(4, 50)}), tmp_path, reference=made(draws))
+    assert message in page.sections.get("Against the reference", "") + page.sections["Not shown"]
+    assert "Error" not in page.sections["Not shown"] and "Error: the point" not in page.source
 
 
 def test_a_reference_must_be_a_posterior(tmp_path: Path) -> None:

@@ -298,6 +298,11 @@ def test_methods_by_name_by_kernel_and_nuts() -> None:
     assert exact.ranks.shape == (20, 2) and exact.p_value > 0.001 and not exact.failures
 
 
+def test_draws_may_be_arrays() -> None:
+    found = sbc(known_variance, {"y": Y}, lambda data: {"mu": np.zeros((2, 50))}, num_simulations=20, seed=0)
+    assert found.table.loc["mu", "verdict"]
+
+
 def test_a_function_of_the_data_alone() -> None:
     count = iter(range(1000))
     found = sbc(known_variance, {"y": Y}, lambda data: damaged()(data, next(count)), num_simulations=20, seed=0)
@@ -420,7 +425,7 @@ BAD: dict[str, tuple[Any, Any, Any, dict[str, Any], type[Exception], str]] = {
         known_variance, {"y": Z}, damaged(num_draws=40), {}, ArgumentError,
         "There are 40 draws, and values are to be ranked among num_draws=100. Raise num_samples, or lower num_draws",
     ),
-    "one draw": (known_variance, {"y": Z}, wrong(mu=Y[:1, None]), {}, ArgumentError, "There are 1 draws"),
+    "one draw": (known_variance, {"y": Z}, wrong(mu=Y[:1, None]), {}, ArgumentError, "one draw of site 'mu'"),
     "another site": (known_variance, {"y": Z}, wrong(m=Y), {}, ArgumentError, "lack site 'mu': they have 'm'"),
     "shape": (known_variance, {"y": Z}, wrong(mu=Y), {}, ArgumentError, r"\(15,\); it must be \(num_chains, num_samp"),
     "no draws": (known_variance, {"y": Z}, lambda data: None, {}, ArgumentError, "method returned a NoneType; it must"),
