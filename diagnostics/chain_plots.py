@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_scale.health import least_ess
+from pyro_scale.values import evenly_spaced
 
 from .evidence import Evidence
 from .figures import BAND, CHAINS, INK, axes_of, few_ticks, figure, panel, picture
@@ -46,8 +47,7 @@ def how_many(evidence: Evidence, most: int = SHOWN) -> str:
 
 def shown_chains(draws: NDArray[Any]) -> NDArray[Any]:
     """At most as many chains as there are colours, evenly spaced."""
-    places = np.linspace(0, len(draws) - 1, min(len(draws), MOST_CHAINS)).round().astype(int)
-    found: NDArray[Any] = draws[places]
+    found: NDArray[Any] = draws[evenly_spaced(len(draws), MOST_CHAINS)]
     return found
 
 

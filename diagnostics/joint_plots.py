@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_scale.values import evenly_spaced
+
 from .evidence import Evidence, draws_by_name
 from .figures import CHAINS, INK, axes_of, few_ticks, figure, panel, picture
 
@@ -20,7 +22,7 @@ def pairs(evidence: Evidence) -> str:
     """Scatter plots of every two of the worst values, and histograms of each."""
     names = [name for name in evidence.worst_first(len(evidence.names)) if evidence.table.loc[name, "sd"] > 0][:PAIRED]
     flat = np.stack([evidence.draws(name).ravel() for name in names])
-    chosen = np.linspace(0, flat.shape[1] - 1, min(flat.shape[1], MOST_POINTS)).round().astype(int)
+    chosen = evenly_spaced(flat.shape[1], MOST_POINTS)
     number = len(names)
 
     def draw(on: Any) -> None:

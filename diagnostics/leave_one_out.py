@@ -16,6 +16,7 @@ from pyro_scale.checks import check_count, check_seed
 from pyro_scale.convergence import effective_size
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
+from pyro_scale.values import evenly_spaced
 
 from .difference_estimator import by_differences
 from .importance import check_draws, check_temperature, constrained, weighted_positions
@@ -216,8 +217,7 @@ def _relative_efficiency(posterior: Posterior) -> float:
     num_chains, num_samples, size = chains.shape
     if num_chains == 1:
         return 1.0
-    chosen = range(size) if size <= ESS_COORDINATES else np.linspace(0, size - 1, ESS_COORDINATES).round().astype(int)
-    sizes = [effective_size(chains[..., int(i)]) for i in chosen]
+    sizes = [effective_size(chains[..., int(i)]) for i in evenly_spaced(size, ESS_COORDINATES)]
     return float(np.mean(sizes)) / (num_chains * num_samples)
 
 

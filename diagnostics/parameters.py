@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
+from pyro_scale.values import labels
 
 
 class Parameters(NamedTuple):
@@ -49,7 +49,7 @@ def _parameters(posterior: Posterior) -> Parameters:
     names, values = [], []
     for site, value in posterior.draws.items():
         shape = value.shape[2:]
-        names += [f"{site}[{', '.join(map(str, index))}]" if index else site for index in np.ndindex(shape)]
+        names += labels(site, shape)
         values.append(value.detach().cpu().flatten(2) if shape else value.detach().cpu().unsqueeze(-1))
     return Parameters(names, torch.cat(values, -1))
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_scale.errors import PyroScaleError
+from pyro_scale.values import evenly_spaced
 
 from .evidence import PREDICTIVE_NUMBERS, Evidence
 from .figures import BAND, CHAINS, INK, axes_of, figure, panel, picture
@@ -186,7 +187,7 @@ def _dense(axes: Any, seen: Array, drawn: Array) -> None:
     def outline(values: Array, **style: Any) -> None:
         axes.stairs(np.histogram(values, edges)[0] / (len(values) * np.diff(edges)), edges, **style)
 
-    for index in np.linspace(0, len(drawn) - 1, min(DRAWN, len(drawn))).astype(int):
+    for index in evenly_spaced(len(drawn), DRAWN):
         outline(drawn[index], color=CHAINS[0], linewidth=0.5, alpha=0.35)
     outline(seen, color=INK, linewidth=1.2)
     axes.set(yticks=[], ylim=(0, None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,9 @@ from pyro_scale.data import names_of
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
+from pyro_scale.values import evenly_spaced, labels
 
+from .independent import at_most
 from .psis import Array
 from .ranks import Ranks
 from .simulation import Simulated
@@ -68,7 +70,8 @@ class Collected:
         true, few = simulated.values, _evenly(draws, self.num_draws)
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name in self.sites:
-            for label, index in _coordinates(name, true[name].shape):
+            shape = true[name].shape
+            for label, index in zip(labels(name, shape), np.ndindex(*shape), strict=True):
                 pairs[label] = true[name][index], few[name].movedim(0, -1)[index]
         at = {name: true[name] for name in few}
         for label, function in self._all_functions(simulated, few).items():
@@ -86,7 +89,7 @@ class Collected:
         """Of all simulations so far, among draws thinned to about independent ones."""
         least = float(np.median([each.sizes for each in self.compared], axis=0).min())
         num_draws = max(1, min(self.num_draws, int(least)))
-        chosen = _places(self.num_draws, num_draws)
+        chosen = evenly_spaced(self.num_draws, num_draws)
         below = np.stack([each.below[chosen].sum(0) for each in self.compared])
         equal = np.stack([each.equal[chosen].sum(0) for each in self.compared])
         generator = torch.Generator().manual_seed(seed)
@@ -148,16 +151,7 @@ class Collected:
 def _evenly(draws: Draws, num_draws: int) -> dict[str, Tensor]:
     """So many of the draws of all chains, `(num_draws, *site)`."""
     flat = {name: value.flatten(0, 1) for name, value in draws.items()}
-    return {name: leaf[torch.from_numpy(_places(len(leaf), num_draws)).to(leaf.device)] for name, leaf in flat.items()}
-
-
-def _places(total: int, number: int) -> Array:
-    return ((np.arange(number) + 0.5) * total / number).astype(int)
-
-
-def _coordinates(name: str, shape: torch.Size) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for index in np.ndindex(*shape):
-        yield (f"{name}[{', '.join(map(str, index))}]" if index else name), index
+    return {name: at_most(leaf, num_draws) for name, leaf in flat.items()}
 
 
 def _array(value: Tensor) -> Array:
