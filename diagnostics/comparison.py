@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_scale.checks import check_seed
 from pyro_scale.posterior import Posterior
 
-from .distances import LEAST, energy_distance, mmd
+from .distances import LEAST, energy_distance, mmd, pairwise
 from .independent import at_most, independent_draws
 from .parameters import Parameters, everyone, shared_parameters
 from .value_moments import BLOCK_NUMBERS, QUANTILES, moments_of
@@ -188,5 +188,7 @@ def _joint(
         samples.append((kept - center[varying]) / sd[varying])
     first, second = samples
     generator = torch.Generator().manual_seed(seed) if enough else None
-    energy, discrepancy = energy_distance(first, second, generator), mmd(first, second, generator)
+    distances = pairwise(first, second)
+    energy = energy_distance(first, second, generator, distances=distances)
+    discrepancy = mmd(first, second, generator, distances=distances)
     return dict(zip(DISTANCES, (*energy, *discrepancy), strict=True))

@@ -23,12 +23,12 @@ FOLDERS = {"pyro_scale": "pyro_scale", "models": "pyro_scale.models", "diagnosti
 # A file imports only from files above it. A folder counts as one row: its files may import each other, without a cycle.
 ORDER = [
     "types", "tree", "errors", "values", "checks", "schedules", "kinds", "floating", "derivative", "gaussians",
-    "curvature", "kernels", "arrays", "datasets", "data", "records", "params", "contraction", "enumeration", "bijections",
-    "subsample", "handlers", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites", "outputs",
-    "unbounded", "information", "starts", "terms", "compile", "graph", "recorder", "tracing", "capture", "cached",
-    "inductor", "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "climbs", "law", "bias",
-    "step_sizes", "spread", "convergence", "superchains", "whitening", "gradient", "local", "inputs", "arriving",
-    "progress", "moments", "collected", "loop", "steps", "draws", "given", "initial", "sample", "pilot",
+    "curvature", "kernels", "arrays", "datasets", "data", "records", "params", "contraction", "enumeration",
+    "bijections", "subsample", "handlers", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites",
+    "outputs", "unbounded", "information", "starts", "terms", "compile", "graph", "recorder", "tracing", "capture",
+    "cached", "inductor", "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "climbs", "law",
+    "bias", "step_sizes", "spread", "convergence", "superchains", "whitening", "gradient", "local", "inputs",
+    "arriving", "progress", "moments", "collected", "loop", "steps", "draws", "given", "initial", "sample", "pilot",
     "gradient_noise", "dense", "products", "newton_cg", "ascent", "fisher", "seen", "diagonal", "tunable", "warmup",
     "other_rows", "split", "prediction", "predict", "linear", "linearized", "predictions", "inference_data",
     "stored_gaussians", "storage", "groups", "contents", "temperature", "health", "mixing", "assessment",
