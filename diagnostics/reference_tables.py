@@ -56,8 +56,9 @@ def comparison(evidence: Evidence) -> str:
     errors = errors.loc[["all", *names[:MOST_ROWS]]]
     effort = pd.DataFrame({"this posterior": whole, "the reference": table.loc[(theirs, "all")]}).T
     missing = _missing(evidence, len(names))
-    whole_told = missing + _together(whole, finite=bool(whole["mean_error"] == whole["mean_error"]))
-    return whole_told + _by_value(errors, point=evidence.values.shape[:2] == (1, 1)) + _effort(effort)
+    point = evidence.values.shape[:2] == (1, 1)
+    together = "" if point else _together(whole, finite=bool(whole["mean_error"] == whole["mean_error"]))
+    return missing + together + _by_value(errors, point) + _effort(effort)
 
 
 def _missing(evidence: Evidence, compared: int) -> str:
