@@ -15,6 +15,8 @@ import torch
 from page_reader import Page
 from posterior_cases import exact_posterior, generator, posterior_of, regression
 from pyro_scale.diagnostics import report, summary
+from pyro_scale.diagnostics.evidence import gather
+from pyro_scale.diagnostics.predictions import predicted
 from torch import Tensor
 
 import pyro_scale as ps
@@ -351,6 +353,8 @@ def test_an_ensemble_of_classes_is_judged_by_its_probabilities(rows: tuple[Tenso
     assert "Classes: " in page.sections["Calibration"] and "Numbers: " not in page.sections["Calibration"]
     accuracy = float((fits.predict().mean["obs"].argmax(-1) == labels).double().mean())
     assert f"accuracy{accuracy:.3f}" in page.sections["Calibration"]
+    drawn = predicted(gather(fits))["obs"]
+    assert drawn.happened is not None and drawn.happened.mean() == pytest.approx(accuracy)
     assert "it takes 10 fits, and there are 4." in page.sections["Not shown"]
     assert not any(name in page.sections["Summary"] for name in ("ESS", "R-hat", "MCSE"))
 
