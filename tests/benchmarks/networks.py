@@ -77,6 +77,7 @@ def convolutional() -> nn.Module:
 # shape of a row, and the network
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "tiny": ((784,), lambda: perceptron(784, 8, CLASSES)),
+    "small": ((784,), lambda: perceptron(784, 32, CLASSES)),
     "mlp": ((784,), lambda: perceptron(784, 256, 256, CLASSES)),
     "cnn": ((1, 28, 28), convolutional),
     "lstm": ((20, 32), lambda: LastStep(32, 128)),

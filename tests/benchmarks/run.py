@@ -14,7 +14,10 @@ from pathlib import Path
 from measure import HERE, PEERS_PYTHON, Bench
 from results import Row, document, failed, table
 
-NAMES = ["pima_steps", "pima_process", "pima_chains", "nuts", "networks", "mapped", "million_rows", "gauss_newton"]
+NAMES = [
+    *("pima_steps", "pima_process", "pima_chains", "nuts", "networks", "mapped", "million_rows"),
+    *("gauss_newton", "vi", "linearized", "laplace_memory"),
+]
 
 
 def main() -> None:
