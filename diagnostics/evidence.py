@@ -110,7 +110,7 @@ def gather(posterior: Posterior | str | Path, reference: Posterior | None = None
         names,
         values,
         number,
-        table_of(names, values),
+        table_of(names, values, chains=posterior.trace is None),
         health,
         dict(_as_arrays(posterior.sample_stats)),
         contents.record(posterior),
@@ -132,11 +132,12 @@ def _from_file(path: Path, reference: Posterior | None) -> Evidence:
     if "sample_stats" in inference_data.group_names(idata):
         stored = inference_data.dataset(idata, "sample_stats")
         stats = {str(name): variable.values for name, variable in stored.data_vars.items()}
-    table, trace = table_of(names, values), None
-    health = _health_of(names, values, table, arrays, record)
     if "trace" in inference_data.group_names(idata):
         trace = inference_data.dataset(idata, "trace")["objective"].values
-        health = _health_of_fit(names, values, record)
+        table, health = table_of(names, values, chains=False), _health_of_fit(names, values, record)
+    else:
+        trace, table = None, table_of(names, values)
+        health = _health_of(names, values, table, arrays, record)
     return Evidence(
         names,
         values,

@@ -83,8 +83,8 @@ def summary(posterior: Posterior | str | Path) -> pd.DataFrame:
 
         mean, sd, q5, median, q95: of the draws, with quantiles of 5 and 95 %.
         mcse_mean, mcse_sd: Monte Carlo standard errors.
-        ess_bulk, ess_tail: effective sample sizes for the mean and for the 5 and 95 % quantiles.
-        r_hat: NaN for a single chain.
+        ess_bulk, ess_tail: effective sample sizes for the mean and for the 5 and 95 % quantiles; NaN for fits.
+        r_hat: NaN for a single chain, and for fits.
 
     Example:
         >>> import torch

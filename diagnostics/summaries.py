@@ -10,17 +10,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 COLUMNS = ["mean", "sd", "q5", "median", "q95", "mcse_mean", "mcse_sd", "ess_bulk", "ess_tail", "r_hat"]
+OF_CHAINS = ("ess_bulk", "ess_tail", "r_hat")
 QUANTILES = (0.05, 0.5, 0.95)
 LEAST_DRAWS = 4
 """ArviZ splits chains, and half a chain of fewer draws has no variance."""
 
 
-def table_of(names: Sequence[str], values: NDArray[np.float64]) -> pd.DataFrame:
+def table_of(names: Sequence[str], values: NDArray[np.float64], *, chains: bool = True) -> pd.DataFrame:
     """Columns `COLUMNS` of draws `(num_chains, num_samples, values)`; NaN where a number is not known.
 
     Where a draw is not finite, nothing is known of its value; of fewer than two draws no sd, of fewer than 4 a chain no
     Monte Carlo error, of a single chain no R-hat. ArviZ's own `summary` has other columns, intervals and digits in
-    each of its generations; the numbers it is made of are those of both.
+    each of its generations; the numbers it is made of are those of both. Draws that are no `chains` have no effective
+    sample sizes and no R-hat: those of a normal are independent, and modes and particles no sample.
     """
     table = pd.DataFrame(np.nan, index=pd.Index(names), columns=COLUMNS, dtype=float)
     known = np.isfinite(values).all((0, 1))
@@ -32,7 +34,8 @@ def table_of(names: Sequence[str], values: NDArray[np.float64]) -> pd.DataFrame:
     if len(flat) > 1:
         found["sd"] = flat.std(0, ddof=1)
     for column, numbers in {**found, **_errors(some)}.items():
-        table.loc[known, column] = numbers
+        if chains or column not in OF_CHAINS:
+            table.loc[known, column] = numbers
     return table
 
 

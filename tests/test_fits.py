@@ -147,6 +147,8 @@ def test_what_a_posterior_of_a_fit_can_do(name: str, fits: dict[str, Posterior],
     assert all(value.shape[:2] == shape for value in posterior.sample_stats.values())
     assert posterior.trace is not None and len(posterior.trace) == (shape[0] if name == "ensemble" else 1)
     assert "R-hat" not in str(posterior.health)
+    table = ps.diagnostics.summary(posterior)
+    assert table[["ess_bulk", "ess_tail", "r_hat"]].isna().to_numpy().all() and table["mean"].notna().all()
     if posterior.approximation is not None:
         again = sample(posterior.approximation, 5, torch.Generator().manual_seed(3))
         assert torch.equal(posterior.sample(5, seed=3)["w"], again["w"])
@@ -165,6 +167,7 @@ def test_what_a_posterior_of_a_fit_can_do(name: str, fits: dict[str, Posterior],
     assert torch.equal(loaded.sample(4, seed=2)["w"], posterior.sample(4, seed=2)["w"])
     assert torch.equal(loaded.predict(new).mean["obs"], predicted)
     assert alone.sample(4, seed=2)["w"].shape == (4, COLUMNS)
+    assert ps.diagnostics.summary(tmp_path / "fit.nc").equals(table)
     assert type(alone.approximation) is type(posterior.approximation)
     assert str(alone.health) == str(posterior.health)
 
@@ -313,6 +316,8 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("svgd", {"initial": {"w": torch.zeros(3)}}, ArgumentError, "initial['w'] has shape (3,)"),
     ("ensemble", {"num_chains": 0}, ArgumentError, "num_chains is 0; it must be a whole number of at least 1."),
     ("vi_diag", {"num_superchains": 2}, ArgumentError, "num_superchains is 2, and DiagonalVI has no chains"),
+    ("map", {"thinning": 5}, ArgumentError,
+     "thinning is 5, and MAP has no chains that it could be of: leave it out."),
     (MAP(optimizer=lambda params: "adam"), {"warmup_steps": 3}, ArgumentError,
      "The function that is the optimizer returned"),
 ]  # fmt: skip
@@ -439,6 +444,8 @@ def test_a_climb_to_the_start_that_is_stopped_is_kept(method: str, monkeypatch: 
     options: dict[str, Any] = {"seed": 0, "warmup_steps": 50, "progress": False}
     posterior = ps.infer(regression, loader, method, callback=lambda progress: progress.step >= 3, **options)
     assert posterior.draws["w"].shape == (1, 1, COLUMNS) and not posterior.health
+    assert "on the climb to a mode, before any step of" in posterior.settings["ended_early"]
+    assert "there is no approximation, and the draws are the place" in posterior.health["early end"].remedy
 
     def fail(progress: Any) -> bool:
         raise ZeroDivisionError("in the callback")
@@ -449,12 +456,13 @@ def test_a_climb_to_the_start_that_is_stopped_is_kept(method: str, monkeypatch: 
 
 
 def test_a_fit_that_is_no_longer_finite_keeps_what_it_had() -> None:
-    for kernel in (
-        DiagonalVI(step_size=1e3, initial_sd=1.0),
-        MAP(step_size=1e3),
-        MAP(optimizer=lambda params: torch.optim.SGD(params, lr=1e6)),
+    for kernel, words in (
+        (DiagonalVI(step_size=1e3, initial_sd=1.0), "the fit is not finite"),
+        (MAP(step_size=1e3), "the fit is not finite"),
+        (Ensemble(step_size=1e3), "fit [0-3] is not finite"),
+        (MAP(optimizer=lambda params: torch.optim.SGD(params, lr=1e6)), "the log posterior of fit 0 is not finite"),
     ):
-        with pytest.raises(NonFiniteError, match=r"^The fit ended early: after \d+ of 50 steps ") as caught:
+        with pytest.raises(NonFiniteError, match=rf"^The fit ended early: after \d+ of 50 steps {words}") as caught:
             ps.infer(counts, COUNTS, kernel, seed=0, warmup_steps=50)
         posterior = caught.value.posterior
         assert posterior.draws["w"].isfinite().all()

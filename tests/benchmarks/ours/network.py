@@ -47,8 +47,8 @@ def run(name: str, method: str, num_steps: int) -> dict[str, object]:
     num_steps, processor, thread = (after - before for before, after in zip(clock[0], clock[-1], strict=True))
     return {
         "step_milliseconds": posterior.timing["sample"] / posterior.num_steps * 1e3,
-        "processor_milliseconds": processor / num_steps * 1e3,
-        "thread_milliseconds": thread / num_steps * 1e3,  # without the noise, which a second one draws
+        "processor_milliseconds": processor / max(1, num_steps) * 1e3,
+        "thread_milliseconds": thread / max(1, num_steps) * 1e3,  # without the noise, which a second one draws
         "bytes_taken": max(*peaks, memory.peak()) - before,
         "bytes_of_steps": memory.peak() - before,
         "timing": posterior.timing,
