@@ -156,7 +156,7 @@ def _posterior(
     constrained = time.perf_counter()
     settings = _settings(compiled, kernel, fit, request, next(iter(draws.values())).shape)
     if around is None:
-        checks = checks_of(compiled, kernel, fit)
+        checks = checks_of(compiled, kernel, fit, draws)
     else:
         checks = [*of_ending(settings["ended_early"]), *around.checks]
         settings["log_marginal_likelihood"] = around.log_marginal_likelihood

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_scale import tree
+from pyro_scale.assessment import examine, sd_errors, why_not_examined
 from pyro_scale.capture import first_line
 from pyro_scale.compile import CompiledModel
 from pyro_scale.fisher import Fisher
 from pyro_scale.fit import Fit, pass_rows
 from pyro_scale.gradient import anchor_at
-from pyro_scale.health import Check, at_most, of_ending
+from pyro_scale.health import Check, at_most, of_ending, of_sds
 from pyro_scale.hessian import AllRows, Spectrum, row_blocks
 from pyro_scale.loaders import Streamed
 from pyro_scale.mode import DENSE_LIMIT
@@ -27,6 +29,8 @@ DISTANCE_LIMIT = {"dense": 0.1, "diagonal": 1.0}
 coordinates, each with its own curvature."""
 RISE_LIMIT = 0.1
 """That the objective may still rise from the third quarter of the steps to the last, in nats a coordinate."""
+WIDTH_LIMIT = 0.25
+"""Of the error of sds, where nothing but steps or particles makes draws as wide as they are."""
 LEAST_STEPS = 2
 ERRORS = 3
 LONGER = "Raise warmup_steps, or lower step_size."
@@ -41,8 +45,8 @@ def why_not_checked(compiled: CompiledModel) -> str:
     return ""
 
 
-def checks_of(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
-    """Checks of a fit; the fit is not lost to what they meet in a model."""
+def checks_of(compiled: CompiledModel, kernel: Any, fit: Fit, draws: Mapping[str, Tensor]) -> list[Check]:
+    """Checks of a fit and its constrained draws; the fit is not lost to what they meet in a model."""
     found = of_ending(fit.ending.reason if fit.ending else None)
     try:
         if fit.gaussian is None and hasattr(kernel, "objective"):
@@ -52,6 +56,7 @@ def checks_of(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
             found.append(_of_mean(compiled, kernel, fit))
         if kernel.fitting(1).minibatches:
             found += _of_path(fit)
+        found += _of_width(compiled, kernel, fit, draws)
         found += [_of_pass(compiled, fit)] if kernel.fitting(1).one_pass else _of_trace(fit)
     except Exception as error:
         logger.warning("The fit could not be judged: %s.", first_line(error))
@@ -107,6 +112,26 @@ def _of_path(fit: Fit) -> list[Check]:
     steps = fit.trace.shape[1]
     remedy = "the path of so few steps has no width, and neither has the normal. Raise warmup_steps."
     return [Check("steps of the path", steps, LEAST_STEPS, False, "", remedy)] if steps < LEAST_STEPS else []
+
+
+def _of_width(compiled: CompiledModel, kernel: Any, fit: Fit, draws: Mapping[str, Tensor]) -> list[Check]:
+    """That draws are as wide as gradients there say, for each coordinate given the others.
+
+    Of what follows the wrong correlations they do not tell.
+    """
+    fitting, temperature, steps = kernel.fitting(1), kernel.temperature, fit.trace.shape[1]
+    made_by_steps = fitting.num_particles > 0 or (fitting.minibatches and steps >= LEAST_STEPS)
+    if not made_by_steps or fit.ending is not None or callable(temperature) or not temperature:
+        return []
+    if why_not_examined(compiled, draws):
+        return []
+    rows = (compiled.batch_size or compiled.num_data) * max(1, fitting.num_particles)
+    errors = sd_errors(examine(compiled, draws, steps * rows), temperature)
+    narrow = "Take more particles, or another method, as vi_dense or laplace_dense."
+    if fitting.minibatches:
+        narrow = "Raise step_size or lower batch_size, or leave step_size None."
+    check = of_sds("sd error, by gradients", errors, WIDTH_LIMIT, LONGER, narrow)
+    return [] if check is None else [check]
 
 
 def _newton_distance(compiled: CompiledModel, kernel: Any, position: Any) -> float:

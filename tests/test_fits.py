@@ -87,6 +87,9 @@ ROWS_OF_FITS = {
     "vi_dense": Row("vi_dense", 0.01, 0.01, options={"warmup_steps": 100}),
     "vi_dense, cold": Row(DenseVI(step_size=cosine(0.3, 0.0, 1000), initial_sd=0.05), 0.01, 0.01, options=COLD),
     "vi_dense, minibatches": Row("vi_dense", 0.09, 0.05, options={**BATCHES, "warmup_steps": 1000}),
+    "vi_dense, minibatches, particles": Row(
+        DenseVI(num_particles=8), 0.03, 0.045, options={**BATCHES, "warmup_steps": 2000}
+    ),
     "vi_lowrank": Row(LowRankVI(rank=2), 0.03, 0.03, options={"warmup_steps": 500}),
     "swag": Row("swag", 0.1, 0.5, options=BATCHES),
     "svgd": Row("svgd", 0.02, 0.2, options={"warmup_steps": 500}),
@@ -375,6 +378,25 @@ def test_a_path_without_width_is_told(warmup_steps: int, dtype: torch.dtype) -> 
     assert float(fit.draws["w"].std(1).max()) < 1e-6
     assert "Raise warmup_steps" in fit.health["steps of the path"].remedy and not fit.health
     assert fit.approximation is not None and fit.approximation.log_prob(fit.approximation.mean).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "remedy"),
+    [
+        (SVGD(num_particles=100), {"warmup_steps": 300}, ""),
+        (SWAG(step_size=1e-5), {"batch_size": 16, "warmup_steps": 300}, "Raise step_size or lower batch_size"),
+        (SWAG(step_size=4e-3), {"batch_size": 16, "warmup_steps": 500}, "times as wide as the posterior. Raise warmup"),
+    ],
+)
+def test_draws_of_the_wrong_width_are_told(method: Any, options: dict[str, Any], remedy: str) -> None:
+    """By gradients, against what the exact posterior says of their width, both over all coordinates."""
+    fit = fitted(method, **{"initial": {"w": MEAN}, **options})
+    check = fit.health["sd error, by gradients"]
+    draws = fit.draws["w"][0] - fit.draws["w"][0].mean(0)
+    wanted = float(((draws @ torch.linalg.inv(COVARIANCE)) * draws).mean()) ** 0.5 - 1
+    assert check.value == pytest.approx(abs(wanted), abs=0.02, rel=0.05)
+    assert check.passed == (remedy == "") and remedy in check.remedy
+    assert check.passed == (abs(wanted) < 0.25)
 
 
 def test_a_filter_that_does_not_take_in_every_row_once_is_told() -> None:
