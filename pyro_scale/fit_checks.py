@@ -25,8 +25,8 @@ from pyro_scale.mode import DENSE_LIMIT
 logger = logging.getLogger("pyro_scale")
 
 DISTANCE_LIMIT = {"dense": 0.1, "diagonal": 1.0}
-"""From the mode, in posterior standard deviations: of the normal with the curvature there, or a root mean square over
-coordinates, each with its own curvature."""
+"""Root mean squares over coordinates, in posterior standard deviations: of the way to the mode, by the whole curvature,
+as Laplace's approximations have it; or of the gradient, by the curvature of each coordinate or the sds of a normal."""
 RISE_LIMIT = 0.1
 """That the objective may still rise from the third quarter of the steps to the last, in nats a coordinate."""
 WIDTH_LIMIT = 0.25
@@ -69,16 +69,18 @@ def _of_modes(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
         return []
     number = len(next(iter(fit.position.values())))
     size = tree.size(fit.position) // number
-    measure = _newton_distance if size <= DENSE_LIMIT else _rms_distance
+    dense = size <= DENSE_LIMIT
+    measure = _newton_distance if dense else _gradient_in_sds
     away = [measure(compiled, kernel, tree.map(lambda leaf, k=k: leaf[k], fit.position)) for k in range(number)]
     worst = max(range(number), key=lambda k: away[k] if math.isfinite(away[k]) else math.inf)
-    limit = DISTANCE_LIMIT["dense" if size <= DENSE_LIMIT else "diagonal"]
+    name = "distance from the mode, in sds" if dense else "gradient at the mode, in sds"
+    limit = DISTANCE_LIMIT["dense" if dense else "diagonal"]
     remedy = (
         f"the gradient there is not 0: the climb has not reached a mode. {LONGER} Where the log posterior has no mode "
         "(a group sd at 0, separable classes without a prior) give the sites proper priors."
     )
     where = f"fit {worst}" if number > 1 else ""
-    return [at_most("distance from the mode, in sds", away[worst], limit, where, remedy)]
+    return [at_most(name, away[worst], limit, where, remedy)]
 
 
 def _of_mean(compiled: CompiledModel, kernel: Any, fit: Fit) -> Check:
@@ -135,7 +137,7 @@ def _of_width(compiled: CompiledModel, kernel: Any, fit: Fit, draws: Mapping[str
 
 
 def _newton_distance(compiled: CompiledModel, kernel: Any, position: Any) -> float:
-    """Length of Newton's step, in sds of the normal with the curvature there."""
+    """Newton's step, in sds of the normal with the curvature there: root mean square over coordinates."""
     rows = AllRows(kernel.objective(compiled), row_blocks(compiled), position)
     vector = tree.ravel(position)
     gradient, hessian = rows.gradient(vector)[0], rows.negative_hessian(vector)
@@ -144,10 +146,10 @@ def _newton_distance(compiled: CompiledModel, kernel: Any, position: Any) -> flo
     spectrum = Spectrum.of(hessian)
     if not spectrum.positive:
         return math.inf
-    return math.sqrt(max(0.0, float(gradient @ spectrum.solve(gradient))))
+    return math.sqrt(max(0.0, float(gradient @ spectrum.solve(gradient))) / len(vector))
 
 
-def _rms_distance(compiled: CompiledModel, kernel: Any, position: Any) -> float:
+def _gradient_in_sds(compiled: CompiledModel, kernel: Any, position: Any) -> float:
     """Root mean square over coordinates of the gradient times the sd that their own curvature leaves."""
     fisher = Fisher(compiled, torch.Generator().manual_seed(0))
     gradient: Tensor = tree.ravel(anchor_at(kernel.objective(compiled), fisher.blocks, position).gradient)

@@ -23,7 +23,7 @@ from pyro_scale import capture
 from pyro_scale.capture import CaptureError
 from pyro_scale.errors import ArgumentError, MinibatchError, ModelError, NonFiniteError
 from pyro_scale.gaussians import sample
-from pyro_scale.kernels import MAP, SVGD, SWAG, DenseVI, DiagonalEKF, DiagonalVI, Ensemble, LowRankVI
+from pyro_scale.kernels import MAP, SVGD, SWAG, DenseLaplace, DenseVI, DiagonalEKF, DiagonalVI, Ensemble, LowRankVI
 from pyro_scale.posterior import Posterior
 from pyro_scale.schedules import cosine
 
@@ -369,6 +369,33 @@ def test_a_climb_that_has_not_arrived_is_told(caplog: pytest.LogCaptureFixture) 
     assert "the normal stands beside the mode, by so many of its sds" in caplog.text
     assert fitted("vi_diag", warmup_steps=0).num_steps == 0
     assert fitted("map", warmup_steps=0).health  # Newton's method
+
+
+def test_a_distance_from_the_mode_is_the_same_to_all() -> None:
+    """Root mean square over coordinates of Newton's step, in sds: of a mode, and of a normal around it."""
+    climb = MAP(step_size=1e-3)
+    options: dict[str, Any] = {"warmup_steps": 5, "initial": {"w": MEAN + 0.5 * SDS}}
+    mode, normal = fitted(climb, **options), fitted(DenseLaplace(optimizer=climb), **options)
+    away = mode.draws["w"][0, 0] - MEAN
+    wanted = float(away @ torch.linalg.solve(COVARIANCE, away) / COLUMNS) ** 0.5
+    for fit in (mode, normal):
+        assert fit.health["distance from the mode, in sds"].value == pytest.approx(wanted, rel=1e-6)
+
+
+def test_beyond_300_coordinates_it_is_the_gradient_that_is_told() -> None:
+    """At 0, with rows of mean 1 and precision 30 + 1: 30 / 31**0.5, as far as its estimate of the curvature goes."""
+
+    def wide(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0).expand([301]).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("obs", dist.Normal(mu, 1.0).to_event(1), obs=y)
+
+    y = torch.ones(30, 301, dtype=torch.float64)
+    y[:15] += 1
+    y[15:] -= 1
+    fit = ps.infer(wide, {"y": y}, MAP(step_size=1e-3), warmup_steps=0, initial={"mu": torch.zeros(301)}, seed=0)
+    check = fit.health["gradient at the mode, in sds"]
+    assert check.value == pytest.approx(30 / 31**0.5, rel=0.1) and check.limit == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
