@@ -51,7 +51,8 @@ def measured(name: str, bench: Bench) -> list[Row]:
 def versions(peers_python: Path) -> str:
     """Of what ran: ours, and what is pinned for the peers."""
     ours = ", ".join(f"{name} {version(name)}" for name in ("pyro-scale", "torch", "pyro-ppl", "nutpie"))
-    lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    files = ("requirements.txt", "requirements-no-deps.txt")
+    lines = [line for file in files for line in (HERE / file).read_text(encoding="utf-8").splitlines()]
     names = [line.partition("==")[0] for line in lines if "==" in line]
     program = "import sys, importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
     asked = [str(peers_python), "-c", program, *names, "torch"]
