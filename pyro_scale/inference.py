@@ -98,8 +98,8 @@ def infer(
             `ps.diagnostics.rhat_nested`, which tells of short chains too whether they have forgotten their starts. None
             starts every chain by itself.
         thinning: steps from one kept draw to the next; >= 1; None takes as many as brought an independent draw in the
-            pilot run; untuned 10, or 1 with num_samples=1. With a `ps.schedules.cyclical` step size the draws are
-            spread evenly over the sampling phases of as many steps.
+            pilot run; untuned 10, or 1 with num_samples=1; of fits there is none. With a `ps.schedules.cyclical` step
+            size the draws are spread evenly over the sampling phases of as many steps.
         batch_size: rows of a minibatch, 1 to N; None uses all rows at every step, or the plate's own
             `subsample_size`, or the loader's.
         constants: keyword arguments that the model receives whole.
@@ -181,7 +181,7 @@ def infer(
     kept = sites_kept(compiled, keep)
     started = list(initial) if isinstance(initial, Mapping) else initial
     if hasattr(kernel, "fitting"):
-        refuse_chains(kernel, num_superchains, save_warmup)
+        refuse_chains(kernel, num_superchains, thinning, save_warmup)
         request = Request(kept, num_samples, warmup_steps, num_chains, initial, seed, progress, callback, jit_compile)
         return approximated(compiled, kernel, request, began)
     start = [initial_positions(compiled, initial, seeds[3:])]
