@@ -61,8 +61,10 @@ $(BIN)/python:
 .venv-peers/bin/python:
 	$(PYTHON) -m venv .venv-peers
 
-.venv-peers/.installed: tests/benchmarks/requirements.txt constraints.txt | .venv-peers/bin/python
+.venv-peers/.installed: tests/benchmarks/requirements.txt tests/benchmarks/requirements-no-deps.txt constraints.txt \
+		| .venv-peers/bin/python
 	.venv-peers/bin/pip install -c constraints.txt -r tests/benchmarks/requirements.txt
+	.venv-peers/bin/pip install --no-deps -r tests/benchmarks/requirements-no-deps.txt
 	touch $@
 
 .venv-arviz1/bin/python:

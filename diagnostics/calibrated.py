@@ -77,6 +77,10 @@ def calibration(
     coverage_50, ...: share of observations in their central intervals, to be about the level; NaN where there are too
         few draws to tell the ends of the interval, 40 for 95 %.
 
+    Predictive draws of all rows are held in memory, where a posterior predicts itself several times: 13 bytes for each
+    row and draw in single precision (measured: 1.05 GB of 200,000 rows and 400 draws), twice that in double. Where rows
+    are many pass num_samples: 40 draws in all tell the ends of the 95 % interval.
+
     Rows of the fit are predicted better than new ones: pass rows that were left out. Observations that the model masks
     are counted as well.
 

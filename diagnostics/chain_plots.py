@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_scale.health import least_ess
+from pyro_scale.values import evenly_spaced
 
 from .evidence import Evidence
 from .figures import BAND, CHAINS, INK, axes_of, few_ticks, figure, panel, picture
 from .summaries import QUANTILES
 
-SHOWN = 12
+SHOWN, FEWER = 12, 6
 MOST_CHAINS = len(CHAINS)
 MOST_POINTS = 400
 """Of a line, in a panel of as many pixels; of more draws the least and the largest of each stretch are drawn."""
@@ -38,10 +39,15 @@ def each_value(evidence: Evidence, draw: Callable[..., object], what: str, most:
     return shown
 
 
+def how_many(evidence: Evidence, most: int = SHOWN) -> str:
+    """Which values have a panel, where not all do, as the beginning of a caption."""
+    number = len(evidence.names)
+    return f"The {most} of {number} values that are least to be trusted, the worst first. " if number > most else ""
+
+
 def shown_chains(draws: NDArray[Any]) -> NDArray[Any]:
     """At most as many chains as there are colours, evenly spaced."""
-    places = np.linspace(0, len(draws) - 1, min(len(draws), MOST_CHAINS)).round().astype(int)
-    found: NDArray[Any] = draws[places]
+    found: NDArray[Any] = draws[evenly_spaced(len(draws), MOST_CHAINS)]
     return found
 
 
@@ -79,7 +85,8 @@ def traces(evidence: Evidence) -> str:
     more = len(evidence.values) > MOST_CHAINS
     return figure(
         each_value(evidence, draw, "Trace and histogram"),
-        "Left the draws in their order, right their histogram, a colour a chain"
+        how_many(evidence)
+        + "Left the draws in their order, right their histogram, a colour a chain"
         + (f" ({MOST_CHAINS} of {len(evidence.values)} chains are drawn). " if more else ". ")
         + "Chains that have converged look like the same noise around one level, and their histograms lie upon each "
         "other. Steps, drifts, or a chain that keeps to itself mean that draws do not represent the posterior yet.",
@@ -105,7 +112,8 @@ def ranks(evidence: Evidence) -> str:
 
     return figure(
         each_value(evidence, draw, "Rank histogram"),
-        "How often each chain has low, middle and high draws, relative to all chains together; a colour a chain. "
+        how_many(evidence)
+        + "How often each chain has low, middle and high draws, relative to all chains together; a colour a chain. "
         "Around 1 everywhere is right; the band holds 95 % of independent draws, and correlated ones leave it "
         "somewhat more often. A slope means that a chain lies lower or higher than the others, a U or a hump that it "
         "is wider or narrower.",
@@ -128,7 +136,8 @@ def autocorrelation(evidence: Evidence) -> str:
 
     return figure(
         each_value(evidence, draw, "Autocorrelation"),
-        "Correlation of draws with those so many later, a colour a chain. The sooner it falls into the band, which "
+        how_many(evidence)
+        + "Correlation of draws with those so many later, a colour a chain. The sooner it falls into the band, which "
         "holds 95 % of the values of independent draws, the more a draw is worth. Where it stays high, raise "
         "thinning or take more draws.",
     )
@@ -164,8 +173,9 @@ def growth(evidence: Evidence) -> str:
         axes.set_ylim(bottom=0)
 
     return figure(
-        each_value(evidence, draw, "Growth of the effective sample size", 6),
-        "Effective sample size against the number of draws: blue circles for the mean, orange squares for the tails, "
+        each_value(evidence, draw, "Growth of the effective sample size", FEWER),
+        how_many(evidence, FEWER)
+        + "Effective sample size against the number of draws: blue circles for the mean, orange squares for the tails, "
         f"dashed the {least_ess(num_chains)} that are asked for. It should grow in a straight line. If it levels off, "
         "later draws have found what earlier ones had not, and more draws alone may not help.",
     )
@@ -187,8 +197,9 @@ def superchains(evidence: Evidence) -> str:
         axes.plot(np.arange(1, number + 1), means.mean(1), linestyle="", marker="_", markersize=12, color=CHAINS[1])
 
     return figure(
-        each_value(evidence, draw, "Means of superchains", 6),
-        f"Means of chains (blue dots), in the {number} groups that started at the same place, and means of the groups "
-        "(orange bars). Groups that have forgotten their start differ no more than their chains make them: the bars "
-        "scatter around the line by much less than the dots.",
+        each_value(evidence, draw, "Means of superchains", FEWER),
+        how_many(evidence, FEWER)
+        + f"Means of chains (blue dots), in the {number} groups that started at the same place, and means of the "
+        "groups (orange bars). Groups that have forgotten their start differ no more than their chains make them: the "
+        "bars scatter around the line by much less than the dots.",
     )

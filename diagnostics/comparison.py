@@ -12,8 +12,8 @@ from torch import Tensor
 from pyro_scale.checks import check_seed
 from pyro_scale.posterior import Posterior
 
-from .distances import LEAST, energy_distance, mmd
-from .independent import evenly_spaced, independent_draws
+from .distances import LEAST, energy_distance, mmd, pairwise
+from .independent import at_most, independent_draws
 from .parameters import Parameters, everyone, shared_parameters
 from .value_moments import BLOCK_NUMBERS, QUANTILES, moments_of
 
@@ -184,9 +184,11 @@ def _joint(
         values = parameters.values[..., varying]
         kept = independent_draws(values, moments.loc[varying.numpy(), ["ess_bulk", "ess_tail"]].min(axis=None), most)
         if len(kept) < LEAST:
-            kept, enough = evenly_spaced(values.flatten(0, 1), most).double(), False
+            kept, enough = at_most(values.flatten(0, 1), most).double(), False
         samples.append((kept - center[varying]) / sd[varying])
     first, second = samples
     generator = torch.Generator().manual_seed(seed) if enough else None
-    energy, discrepancy = energy_distance(first, second, generator), mmd(first, second, generator)
+    distances = pairwise(first, second)
+    energy = energy_distance(first, second, generator, distances=distances)
+    discrepancy = mmd(first, second, generator, distances=distances)
     return dict(zip(DISTANCES, (*energy, *discrepancy), strict=True))

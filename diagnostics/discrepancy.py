@@ -17,6 +17,7 @@ from pyro_scale.draws import over_draws, thinned
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
 from pyro_scale.types import Position
+from pyro_scale.values import labels
 
 from .distances import LEAST
 from .independent import independent_draws
@@ -127,7 +128,7 @@ def _of_posterior(
         found = [full_scores(compiled, positions)]
     else:
         found = noisy_scores(compiled, positions, check_count("batch_size", batch_size, 1, compiled.num_data), seed)
-    names = [f"{name}[{i}]" for name, shape in compiled.latent.items() for i in range(shape.numel())]
+    names = [label for name, shape in compiled.latent.items() for label in labels(name, shape)]
     return vectors(positions), torch.stack([vectors(each) for each in found]), names, compiled
 
 

@@ -39,13 +39,16 @@ class Distance(NamedTuple):
     p_value: float
 
 
-def energy_distance(x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Distance:
+def energy_distance(
+    x: Tensor, y: Tensor, generator: torch.Generator | None = None, *, distances: Tensor | None = None
+) -> Distance:
     """Energy distance of two samples, with a permutation test.
 
     Args:
         x, y: `(n, d)` and `(m, d)`, independent draws, in units in which all coordinates count alike. A single draw
             stands for a distribution that is all there.
         generator: of the relabellings; None for no test.
+        distances: of all draws from each other, where `pairwise` has taken them; None to take them here.
 
     Raises:
         ArgumentError: shapes that do not fit.
@@ -55,17 +58,24 @@ def energy_distance(x: Tensor, y: Tensor, generator: torch.Generator | None = No
         >>> energy_distance(x[:250], 1 + x[250:], torch.Generator().manual_seed(0)).p_value
         0.001
     """
-    return _compared(-_distances(x, y), len(x), generator)
+    return _compared(-(pairwise(x, y) if distances is None else distances), len(x), generator)
 
 
-def mmd(x: Tensor, y: Tensor, generator: torch.Generator | None = None, *, length: float | None = None) -> Distance:
+def mmd(
+    x: Tensor,
+    y: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    length: float | None = None,
+    distances: Tensor | None = None,
+) -> Distance:
     r"""Squared maximum mean discrepancy by the kernel $\exp(-\|x - y\|^2 / 2 \ell^2)$, with a permutation test.
 
     Args:
-        x, y, generator: as of `energy_distance`.
+        x, y, generator, distances: as of `energy_distance`.
         length: ℓ, positive; None for the median distance of all draws from each other.
     """
-    distances = _distances(x, y)
+    distances = pairwise(x, y) if distances is None else distances
     if length is None:
         length = float(distances[torch.ones_like(distances, dtype=torch.bool).triu(1)].median())
     if length == 0:  # more than half of all pairs are equal: whether they are is all that is left
@@ -73,8 +83,8 @@ def mmd(x: Tensor, y: Tensor, generator: torch.Generator | None = None, *, lengt
     return _compared(torch.exp(-(distances**2) / (2 * length**2)), len(x), generator)
 
 
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """Of all draws from each other, `(n + m, n + m)`."""
+def pairwise(x: Tensor, y: Tensor) -> Tensor:
+    """Distances of all draws from each other, `(n + m, n + m)`; most of the time where draws have many values."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in (*x.shape, *y.shape):
         raise ArgumentError(
             f"The samples have shapes {tuple(x.shape)} and {tuple(y.shape)}; they must be (draws, values), with the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from pyro_scale.errors import ArgumentError, FileFormatError
 from pyro_scale.health import Check, Health, of_mixing
 from pyro_scale.values import chosen, labels
 
-from .summaries import table_of
+from .summaries import DrawnAs, table_of
 
 if TYPE_CHECKING:
     from pyro_scale.posterior import Posterior
@@ -47,6 +48,7 @@ class Evidence:
         posterior: with the model, if it is in memory.
         reference: another posterior of the same model to compare with.
         trace: objective of every step of a fit, `(num_fits, num_steps)`, whose draws are no chains; None for chains.
+        drawn_as: in chains, independently of a normal that was fitted, or as fits by themselves.
     """
 
     names: list[str]
@@ -60,6 +62,7 @@ class Evidence:
     posterior: Posterior | None = None
     reference: Posterior | None = None
     trace: NDArray[Any] | None = None
+    drawn_as: DrawnAs = "chains"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -69,12 +72,15 @@ class Evidence:
 
     @cached_property
     def prediction(self) -> Prediction:
-        """Draws of the observations of the fit, from about `PREDICTIVE_DRAWS` of the draws."""
+        """About `PREDICTIVE_DRAWS` draws of the observations of the fit: of some draws, or of few several each."""
         assert self.posterior is not None
         num_chains, num_samples, _ = self.values.shape
         rows = max(1, int(self.settings.get("num_data") or 1))
-        most = max(1, min(num_samples, PREDICTIVE_DRAWS // num_chains, PREDICTIVE_NUMBERS // (rows * num_chains)))
-        return self.posterior.predict(num_samples=most)
+        most = max(1, min(PREDICTIVE_DRAWS // num_chains, PREDICTIVE_NUMBERS // (rows * num_chains)))
+        repeated = copy(self.posterior)
+        times = max(1, most // num_samples)
+        repeated.draws = {name: value.repeat_interleave(times, 1) for name, value in self.posterior.draws.items()}
+        return repeated.predict(num_samples=min(most, num_samples * times))
 
     def draws(self, name: str) -> NDArray[np.float64]:
         """Of one value, `(num_chains, num_samples)`."""
@@ -106,18 +112,27 @@ def gather(posterior: Posterior | str | Path, reference: Posterior | None = None
         health = Health([*of_finite(names, values), *posterior.health.checks], posterior.health.left_out)
     except Exception as error:  # a model that fails at its own draws is no reason to see nothing
         health = Health(posterior.checks, [f"Most checks could not be made: {_first_line(error)}."])
+    record = contents.record(posterior)
+    drawn_as = _drawn_as(record, posterior.trace)
     return Evidence(
         names,
         values,
         number,
-        table_of(names, values),
+        table_of(names, values, drawn_as),
         health,
         dict(_as_arrays(posterior.sample_stats)),
-        contents.record(posterior),
+        record,
         posterior=posterior,
         reference=reference,
         trace=None if posterior.trace is None else posterior.trace.detach().cpu().numpy(),
+        drawn_as=drawn_as,
     )
+
+
+def _drawn_as(record: Mapping[str, Any], trace: object) -> DrawnAs:
+    if trace is None:
+        return "chains"
+    return "fits" if record.get("approximation") is None else "independent"
 
 
 def _from_file(path: Path, reference: Posterior | None) -> Evidence:
@@ -132,10 +147,14 @@ def _from_file(path: Path, reference: Posterior | None) -> Evidence:
     if "sample_stats" in inference_data.group_names(idata):
         stored = inference_data.dataset(idata, "sample_stats")
         stats = {str(name): variable.values for name, variable in stored.data_vars.items()}
-    table, trace = table_of(names, values), None
-    health = _health_of(names, values, table, arrays, record)
+    trace = None
     if "trace" in inference_data.group_names(idata):
         trace = inference_data.dataset(idata, "trace")["objective"].values
+    drawn_as = _drawn_as(record, trace)
+    table = table_of(names, values, drawn_as)
+    if trace is None:
+        health = _health_of(names, values, table, arrays, record)
+    else:
         health = _health_of_fit(names, values, record)
     return Evidence(
         names,
@@ -148,12 +167,15 @@ def _from_file(path: Path, reference: Posterior | None) -> Evidence:
         attributes={str(name): value for name, value in group.attrs.items()},
         reference=reference,
         trace=trace,
+        drawn_as=drawn_as,
     )
 
 
 def _health_of_fit(names: list[str], values: NDArray[Any], record: Mapping[str, Any]) -> Health:
     """What is known of a fit, whose draws are independent: what it could check itself."""
-    return Health([*of_finite(names, values), *(Check(*fields) for fields in record.get("checks", []))])
+    reason = record.get("settings", {}).get("left_out")
+    left_out = [f"Whether the gradient is 0 is not checked: {reason}."] if reason else []
+    return Health([*of_finite(names, values), *(Check(*fields) for fields in record.get("checks", []))], left_out)
 
 
 def _health_of(

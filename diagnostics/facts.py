@@ -16,10 +16,18 @@ def title(evidence: Evidence) -> str:
     """Method and size in a line."""
     method = evidence.settings.get("method", "Posterior")
     num_chains, num_samples, _ = evidence.values.shape
-    chains = "1 chain" if num_chains == 1 else f"{num_chains:,} chains"
-    draws = "1 draw" if num_samples == 1 else f"{num_samples:,} draws"
-    values = "1 value" if evidence.num_values == 1 else f"{evidence.num_values:,} values"
-    return f"{method}: {chains} of {draws}, {values}"
+    draws, values = so_many(num_samples, "draw"), so_many(evidence.num_values, "value")
+    if evidence.drawn_as == "independent":
+        return f"{method}: {draws} of a normal, {values}"
+    if evidence.drawn_as == "fits":
+        number = num_chains * num_samples
+        return f"{method}: {'a point' if number == 1 else f'{number:,} points'}, {values}"
+    return f"{method}: {so_many(num_chains, 'chain')} of {draws}, {values}"
+
+
+def so_many(number: int, what: str) -> str:
+    """In words, as "1 draw" or "1,000 draws"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def settings(evidence: Evidence) -> str:
@@ -44,7 +52,7 @@ def timing(evidence: Evidence) -> str:
     if bulk == bulk and total > 0:
         rows.append(("smallest ESS, mean, a second", number(bulk / total)))
     if steps:
-        rows.append(("steps of a chain", f"{steps:,}"))
+        rows.append(("steps of a chain" if evidence.trace is None else "steps of a fit", f"{steps:,}"))
     return definitions(rows)
 
 

@@ -23,6 +23,8 @@ WIDTH, HEIGHT = 3.6, 2.0
 LEFT, BOTTOM, RIGHT, TOP = 0.44, 0.38, 0.06, 0.08
 WIDE = 5.0
 """Inches, of a panel and of the room for numbers and names of axes in it."""
+ROUND = [1, 2, 2.5, 5, 10]
+"""Distances of numbers along an axis, up to a power of 10."""
 STYLE: Any = {
     "svg.fonttype": "none",  # the page's font, and text that can be searched and read aloud
     "svg.hashsalt": "pyro_scale",
@@ -82,8 +84,8 @@ def few_ticks(axes: Any, x: int = 5, y: int = 4) -> None:
     """At most so many numbers along an axis: a panel is small."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(x))
-    axes.yaxis.set_major_locator(MaxNLocator(y))
+    axes.xaxis.set_major_locator(MaxNLocator(x, steps=ROUND))
+    axes.yaxis.set_major_locator(MaxNLocator(y, steps=ROUND))
 
 
 def panel(title: str, content: str, *, wide: bool = False) -> str:

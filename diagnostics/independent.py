@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_scale.values import evenly_spaced
+
 LEFT = 0.05
 """Correlation that is left between neighbours."""
 
@@ -26,12 +28,12 @@ def independent_draws(values: Tensor, effective: float, most: int) -> Tensor:
     """
     num_chains, num_samples, _ = values.shape
     kept = values[:, :: min(_lag(num_chains * num_samples / effective), num_samples)].flatten(0, 1)
-    return evenly_spaced(kept, most).double()
+    return at_most(kept, most).double()
 
 
-def evenly_spaced(draws: Tensor, most: int) -> Tensor:
-    """At most so many of draws `(n, ...)`."""
-    return draws if len(draws) <= most else draws[torch.linspace(0, len(draws) - 1, most).round().long()]
+def at_most(draws: Tensor, most: int) -> Tensor:
+    """So many of draws `(n, ...)`, evenly spaced."""
+    return draws if len(draws) <= most else draws[torch.from_numpy(evenly_spaced(len(draws), most)).to(draws.device)]
 
 
 def _lag(time: float) -> int:

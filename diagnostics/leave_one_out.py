@@ -16,6 +16,7 @@ from pyro_scale.checks import check_count, check_seed
 from pyro_scale.convergence import effective_size
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
+from pyro_scale.values import evenly_spaced
 
 from .difference_estimator import by_differences
 from .importance import check_draws, check_temperature, constrained, weighted_positions
@@ -135,6 +136,10 @@ def loo(
     et al. (2020) corrects the second by the first. The log-likelihood is computed in blocks of rows, and never held for
     all of them.
 
+    The subsampling_se is that of a normal: of 50 samples of 500 of 20,000 rows of a logistic regression, 0.74 were
+    within one of it, and 0.96 within two, of what all rows give; where 16 draws stood for all, as they do of 30 million
+    rows, 0.64 and 0.96. Of fewer than a hundred rows, or where a few rows differ from all others, it is less reliable.
+
     Args:
         posterior: of any method, with its model.
         num_rows: rows to leave out, from 2 to N; None for all. A thousand usually do.
@@ -216,8 +221,7 @@ def _relative_efficiency(posterior: Posterior) -> float:
     num_chains, num_samples, size = chains.shape
     if num_chains == 1:
         return 1.0
-    chosen = range(size) if size <= ESS_COORDINATES else np.linspace(0, size - 1, ESS_COORDINATES).round().astype(int)
-    sizes = [effective_size(chains[..., int(i)]) for i in chosen]
+    sizes = [effective_size(chains[..., int(i)]) for i in evenly_spaced(size, ESS_COORDINATES)]
     return float(np.mean(sizes)) / (num_chains * num_samples)
 
 

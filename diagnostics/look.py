@@ -65,7 +65,11 @@ tbody th, thead td { position: sticky; left: 0; background: var(--paper); paddin
 tbody th { min-width: 4rem; max-width: 12rem; white-space: normal; overflow-wrap: anywhere; }
 .bad { color: var(--bad); background: var(--bad-card); font-weight: 650; }
 figure { margin: 0; }
-.legend + figure { margin-top: 1.75rem; }
+.legend + figure, .legend + .scroll, figure + .scroll, figure + .legend { margin-top: 1.75rem; }
+@media (max-width: 30rem) {
+  th, td { padding: .32rem .4rem; }
+  tbody th { max-width: 8.5rem; }
+}
 .panels {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18.5rem), 1fr));
   gap: 1.1rem 1.4rem;
@@ -77,7 +81,6 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg * { stroke-linejoin: round; }
 svg text { font-variant-numeric: tabular-nums; }
 .wide svg { max-width: 34rem; }
-.pairs svg { max-width: 44rem; min-width: 34rem; }
 .facts { margin: 0; columns: 22rem; column-gap: 2.5rem; font-size: .88rem; }
 .facts div {
   display: flex; justify-content: space-between; gap: 1rem; padding: .28rem 0; border-bottom: 1px solid var(--rule);
@@ -95,7 +98,7 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; overflow-wrap: any
   .panels { grid-template-columns: repeat(3, 1fr); gap: .8rem 1rem; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; } th, td { padding: .15rem .4rem; }
-  .pairs svg { min-width: 0; max-width: 14cm; }
+  .pairs > div { min-width: 0 !important; }
   .facts { columns: 2; }
   section { margin-bottom: 1.5rem; }
 }

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
+from pyro_scale.values import labels
 
 
 class Parameters(NamedTuple):
@@ -39,7 +39,8 @@ def shared_parameters(posteriors: Sequence[Posterior]) -> list[Parameters]:
     shared = [name for name in found[0].names if name in common]
     if not shared:
         raise ArgumentError(
-            f"The posteriors have no parameter in common: {found[0].names[:5]} and {found[1].names[:5]}."
+            f"The posteriors have no parameter in common: {found[0].names[:5]} and {found[1].names[:5]}. Compare "
+            "posteriors of one model, or of models whose sites have the same names."
         )
     return [each.among(shared) for each in found]
 
@@ -48,7 +49,7 @@ def _parameters(posterior: Posterior) -> Parameters:
     names, values = [], []
     for site, value in posterior.draws.items():
         shape = value.shape[2:]
-        names += [f"{site}[{', '.join(map(str, index))}]" if index else site for index in np.ndindex(shape)]
+        names += labels(site, shape)
         values.append(value.detach().cpu().flatten(2) if shape else value.detach().cpu().unsqueeze(-1))
     return Parameters(names, torch.cat(values, -1))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_scale.arrays import as_numbers
 from pyro_scale.convergence import LEAST_DRAWS, ess
 from pyro_scale.data import names_of
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError
 from pyro_scale.posterior import Posterior
+from pyro_scale.values import evenly_spaced, labels
 
+from .independent import at_most
 from .psis import Array
 from .ranks import Ranks
 from .simulation import Simulated
@@ -67,7 +70,8 @@ class Collected:
         true, few = simulated.values, _evenly(draws, self.num_draws)
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name in self.sites:
-            for label, index in _coordinates(name, true[name].shape):
+            shape = true[name].shape
+            for label, index in zip(labels(name, shape), np.ndindex(*shape), strict=True):
                 pairs[label] = true[name][index], few[name].movedim(0, -1)[index]
         at = {name: true[name] for name in few}
         for label, function in self._all_functions(simulated, few).items():
@@ -85,7 +89,7 @@ class Collected:
         """Of all simulations so far, among draws thinned to about independent ones."""
         least = float(np.median([each.sizes for each in self.compared], axis=0).min())
         num_draws = max(1, min(self.num_draws, int(least)))
-        chosen = _places(self.num_draws, num_draws)
+        chosen = evenly_spaced(self.num_draws, num_draws)
         below = np.stack([each.below[chosen].sum(0) for each in self.compared])
         equal = np.stack([each.equal[chosen].sum(0) for each in self.compared])
         generator = torch.Generator().manual_seed(seed)
@@ -111,24 +115,30 @@ class Collected:
 
     def _checked(self, found: Posterior | Draws, simulated: Simulated) -> dict[str, Tensor]:
         """Draws by site `(num_chains, num_samples, *site)`, of the shape of what was simulated."""
-        draws = found.draws if isinstance(found, Posterior) else found
-        if not isinstance(draws, Mapping):
+        given = found.draws if isinstance(found, Posterior) else found
+        if not isinstance(given, Mapping):
             raise ArgumentError(
                 f"method returned a {type(found).__name__}; it must return a posterior, or a dict of draws by site."
             )
+        draws = {name: as_numbers(f"draws['{name}']", one) for name, one in given.items() if name in simulated.values}
         for name in self.sites:
             if name not in draws:
                 raise ArgumentError(
-                    f"The draws lack site '{name}': they have {names_of(list(draws))}. Leave it out of sites."
+                    f"The draws lack site '{name}': they have {names_of(list(given))}. Leave it out of sites."
                 )
             self._check_site(name, draws[name], simulated.values[name].shape)
-        return {name: value for name, value in draws.items() if name in simulated.values}
+        return draws
 
     def _check_site(self, name: str, value: Tensor, shape: torch.Size) -> None:
         if value.shape[2:] != shape or value.ndim != 2 + len(shape):
             wanted = ", ".join(["num_chains", "num_samples", *map(str, shape)])
             raise ArgumentError(f"Draws of site '{name}' have shape {tuple(value.shape)}; it must be ({wanted}).")
         number = value.shape[0] * value.shape[1]
+        if number == 1:
+            raise ArgumentError(
+                f"There is one draw of site '{name}': a point has no distribution to check. Use a method that draws, "
+                "or fits a distribution, as laplace_diag or sghmc."
+            )
         if number < self.num_draws:
             raise ArgumentError(
                 f"There are {number} draws, and values are to be ranked among num_draws={self.num_draws}. Raise "
@@ -141,16 +151,7 @@ class Collected:
 def _evenly(draws: Draws, num_draws: int) -> dict[str, Tensor]:
     """So many of the draws of all chains, `(num_draws, *site)`."""
     flat = {name: value.flatten(0, 1) for name, value in draws.items()}
-    return {name: leaf[torch.from_numpy(_places(len(leaf), num_draws)).to(leaf.device)] for name, leaf in flat.items()}
-
-
-def _places(total: int, number: int) -> Array:
-    return ((np.arange(number) + 0.5) * total / number).astype(int)
-
-
-def _coordinates(name: str, shape: torch.Size) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for index in np.ndindex(*shape):
-        yield (f"{name}[{', '.join(map(str, index))}]" if index else name), index
+    return {name: at_most(leaf, num_draws) for name, leaf in flat.items()}
 
 
 def _array(value: Tensor) -> Array:

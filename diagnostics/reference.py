@@ -29,6 +29,7 @@ from pyro_scale.posterior import Posterior
 from pyro_scale.progress import Reporter
 from pyro_scale.sites import describe
 from pyro_scale.starts import ATTEMPTS
+from pyro_scale.threads import suit_threads, threads_kept
 from pyro_scale.types import Batch
 
 from .coordinates import Coordinates, find_coordinates
@@ -40,6 +41,7 @@ GUESS = (20, 7)
 """How long trees are is not known at first: as if 20 iterations had taken 7 gradients each."""
 
 
+@threads_kept()
 def nuts(
     model: Model,
     data: Any,
@@ -111,6 +113,7 @@ def nuts(
     # all rows, whatever the plate's own subsample_size
     structure = describe(model, table, None, torch.Generator().manual_seed(seeds[0]))
     compiled = CompiledModel(model, table, structure, None)
+    suit_threads(compiled, 1)
     clock.append(time.perf_counter())
     chain_seeds = seeds[2 : 2 + num_chains]
     coordinates = find_coordinates(compiled, [compiled.initial_position(each) for each in chain_seeds], seeds[1])

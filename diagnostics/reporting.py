@@ -57,7 +57,12 @@ def report(posterior: Posterior | str | Path, path: str | Path, reference: Poste
     target = _target(path)
     if reference is not None and not hasattr(reference, "draws"):
         raise ArgumentError(f"reference is a {type(reference).__name__}; it must be a Posterior, as from nuts.")
-    handle, name = tempfile.mkstemp(prefix=".pyro_scale-", suffix=".html", dir=target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=".pyro_scale-", suffix=".html", dir=target.parent)
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"nothing can be written into this folder ({error.strerror})", str(path)
+        ) from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             evidence = gather(posterior, reference)
@@ -82,9 +87,12 @@ def summary(posterior: Posterior | str | Path) -> pd.DataFrame:
         under ArviZ 0.x and 1.x, whose numbers the last five are:
 
         mean, sd, q5, median, q95: of the draws, with quantiles of 5 and 95 %.
-        mcse_mean, mcse_sd: Monte Carlo standard errors.
+        mcse_mean, mcse_sd: Monte Carlo standard errors; of independent draws where a normal was fitted.
         ess_bulk, ess_tail: effective sample sizes for the mean and for the 5 and 95 % quantiles.
         r_hat: NaN for a single chain.
+
+        What has no chains, as a normal that was fitted, has no ess_bulk, ess_tail and r_hat (NaN), and what is fitted
+        as points no Monte Carlo error either.
 
     Example:
         >>> import torch

@@ -13,6 +13,7 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.draws import over_draws
 from pyro_scale.errors import ArgumentError, ModelError
+from pyro_scale.values import evenly_spaced
 
 from .psis import Array
 
@@ -42,7 +43,7 @@ class RowDensities:
 
     def thinned(self, num_draws: int) -> tuple[RowDensities, Array]:
         """The same for that many of the draws, evenly spaced, and which they are."""
-        chosen = np.linspace(0, self.num_draws - 1, num_draws).round().astype(int)
+        chosen = evenly_spaced(self.num_draws, num_draws)
         few = {name: value[torch.from_numpy(chosen).to(value.device)] for name, value in self.draws.items()}
         return RowDensities(self.compiled, few, self.sites), chosen
 

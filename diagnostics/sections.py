@@ -8,12 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import chain_plots, facts, joint_plots, over_time, predictions, verdicts
+from pyro_scale.errors import PyroScaleError
+
+from . import chain_plots, facts, joint_plots, over_time, predictions, reference_tables, verdicts
 from .evidence import Evidence
 
 logger = logging.getLogger("pyro_scale")
 
 Needs = Callable[[Evidence], str]
+
+LEAST_PAIRED = 10
+NO_CHAINS = {
+    "independent": "the draws are no chains: each is an independent one of the normal that was fitted.",
+    "fits": "the draws are no chains: each is a fit by itself.",
+}
 
 
 class Section(NamedTuple):
@@ -46,7 +54,7 @@ def chains(number: int, num_samples: int) -> Needs:
     def needs(evidence: Evidence) -> str:
         have = len(evidence.values)
         if evidence.trace is not None:
-            return "the draws are no chains: each is an independent one of what was fitted, or a fit by itself."
+            return NO_CHAINS[evidence.drawn_as]
         if have < number:
             return f"it takes {number} chains, and there are {have}. Raise num_chains."
         return draws(num_samples)(evidence)
@@ -55,9 +63,11 @@ def chains(number: int, num_samples: int) -> Needs:
 
 
 def statistic(name: str, what: str) -> Needs:
-    """A statistic of the run, of two draws or more."""
+    """A statistic of chains, of two draws or more."""
 
     def needs(evidence: Evidence) -> str:
+        if evidence.trace is not None:
+            return NO_CHAINS[evidence.drawn_as]
         if name not in evidence.stats:
             return what
         return draws(2)(evidence)
@@ -66,14 +76,20 @@ def statistic(name: str, what: str) -> Needs:
 
 
 def _pairs(evidence: Evidence) -> str:
+    number = int(np.prod(evidence.values.shape[:2]))
+    if evidence.drawn_as == "fits" and number < LEAST_PAIRED:
+        return NO_CHAINS["fits"] if number == 1 else f"it takes {LEAST_PAIRED} fits, and there are {number}."
     moving = int((evidence.table["sd"] > 0).sum())
     if moving < 2:
         return f"it takes two values that move, and there are {moving}."
-    number = int(np.prod(evidence.values.shape[:2]))
-    return "" if number >= 10 else f"it takes 10 draws, and there are {number}. Raise num_samples or num_chains."
+    if number >= LEAST_PAIRED:
+        return ""
+    return f"it takes {LEAST_PAIRED} draws, and there are {number}. Raise num_samples or num_chains."
 
 
 def _superchains(evidence: Evidence) -> str:
+    if evidence.trace is not None:
+        return NO_CHAINS[evidence.drawn_as]
     if not evidence.settings.get("num_superchains"):
         return "chains did not start in groups. Run infer(..., num_superchains=4) with several times as many chains."
     return ""
@@ -99,7 +115,7 @@ def _timing(evidence: Evidence) -> str:
 
 
 def _comparison(evidence: Evidence) -> str:
-    return verdicts.comparison(evidence) + joint_plots.overlays(evidence)
+    return reference_tables.comparison(evidence) + joint_plots.overlays(evidence)
 
 
 SECTIONS = (
@@ -123,7 +139,7 @@ SECTIONS = (
 
 
 def made(evidence: Evidence) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Titles with HTML of the sections that could be made, and with reasons of the others."""
+    """Titles with HTML of the sections that could be made, and with reasons of the others, a reason once."""
     there: list[tuple[str, str]] = []
     missing: list[tuple[str, str]] = []
     for section in SECTIONS:
@@ -136,5 +152,9 @@ def made(evidence: Evidence) -> tuple[list[tuple[str, str]], list[tuple[str, str
         except Exception as error:  # one section that fails does not take the others with it
             logger.info("Section %r of the report failed.", section.title, exc_info=True)
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            missing.append((section.title, f"{type(error).__name__}: {line}"))
-    return there, missing
+            told = line if isinstance(error, PyroScaleError) else f"{type(error).__name__}: {line}"
+            missing.append((section.title, told))
+    by_reason: dict[str, list[str]] = {}
+    for title, reason in missing:
+        by_reason.setdefault(reason, []).append(title)
+    return there, [(", ".join(titles), reason) for reason, titles in by_reason.items()]

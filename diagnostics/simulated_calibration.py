@@ -49,10 +49,19 @@ def sbc(
     are uniform. The ranks of the log-likelihood are looked at too: those of parameters are uniform even for a method
     that returns the prior (Modrák et al. 2023).
 
-    Three tests: uniformity, by chi-squared; width, by the squares of normal scores (Cook, Gelman & Rubin 2006), which
-    finds draws that are too narrow or too wide with far fewer simulations; and symmetry about the middle, by Wilcoxon's
-    signed ranks: Yao, Vehtari, Simpson & Gelman (2018) ask for that of approximations that are known to be too narrow,
-    and may yet have right means.
+    Three tests of each parameter: uniformity, by chi-squared; width, by the squares of normal scores of the ranks
+    (Cook, Gelman & Rubin 2006), which finds draws that are too narrow or too wide with far fewer simulations; and
+    symmetry about the middle, by the sum of these scores: Yao, Vehtari, Simpson & Gelman (2018) ask for that of
+    approximations that are known to be too narrow, and may yet have right means. And one of all parameters together,
+    whose scores must have mean 0 (Hotelling 1931). p-values are multiplied by the number of tests.
+
+    What n simulations can find: scores of a normal posterior that is moved by δ of its sds are normal, with mean -δ. No
+    two-sided test at level α finds the move in a larger share of runs than
+    $\Phi(\delta \sqrt n - z_{1 - \alpha / 2})$ (Neyman & Pearson 1933). At n = 300 and δ = 0.2 that is 0.93 at
+    α = 0.05, as measured for the sum of scores; and 0.78 at a seventh of it, which is what the seven tests of a model
+    with one parameter leave to each (all of them together measure 0.80). With three independent parameters, all moved
+    by 0.2, it is found in 0.99 of runs. To find δ in 0.9 of runs takes about $(4 / \delta)^2$ simulations: 400 for
+    0.2, 1600 for 0.1. The result prints what it could find.
 
     Args:
         model: the Pyro model, whose priors can be drawn from.
@@ -61,7 +70,7 @@ def sbc(
         method: as `infer` takes it; or a function of the data (a dict by argument), or of data and a seed, that returns
             a posterior, or draws by site `(num_chains, num_samples, *site)`. One without a seed must not repeat its
             random numbers.
-        num_simulations: at least 20; a few hundred find sds that are wrong by a fifth.
+        num_simulations: at least 20; 400 find means that are off by 0.2 sds, and sds that are wrong by a sixth.
         num_draws: among so many draws values are ranked, at least 10; fewer where the effective sample size of a
             coordinate, its median over simulations, is smaller. They are evenly spaced, and so about independent.
         seed: of all randomness; None takes a fresh one.
@@ -96,6 +105,9 @@ def sbc(
     References:
         Cook, Gelman & Rubin (2006), Validation of software for Bayesian models using posterior quantiles, Journal of
         Computational and Graphical Statistics 15.
+        Hotelling (1931), The generalization of Student's ratio, Annals of Mathematical Statistics 2.
+        Neyman & Pearson (1933), On the problem of the most efficient tests of statistical hypotheses, Philosophical
+        Transactions of the Royal Society A 231.
         Talts, Betancourt, Simpson, Vehtari & Gelman (2018), Validating Bayesian inference algorithms with
         simulation-based calibration, arXiv:1804.06788.
         Yao, Vehtari, Simpson & Gelman (2018), Yes, but did it work?: evaluating variational inference, ICML.

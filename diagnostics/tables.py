@@ -15,7 +15,8 @@ Marked = Callable[[str, str], bool]
 
 DECIMALS = {
     "ess_bulk": 0, "ess_tail": 0, "r_hat": 3, "sd_ratio": 3, "mean_error": 3, "mcse": 3, "z": 1, "seconds": 1,
-    "ess_per_s": 1, "energy_p": 3, "mmd_p": 3,
+    "ess_per_s": 1, "energy_p": 3, "mmd_p": 3, "q5_error": 3, "q95_error": 3, "wasserstein": 3,
+    "gradients": 0, "passes": 0,
 }  # fmt: skip
 """Of columns whose numbers are of one size; others have those of their row."""
 
@@ -80,7 +81,7 @@ def definitions(pairs: Sequence[tuple[str, Any]]) -> str:
 
 
 def _told(value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"

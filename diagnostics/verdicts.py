@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 
+import numpy as np
+
 from pyro_scale.health import RHAT_LIMIT, Check, least_ess, so_many
 
 from .evidence import Evidence
+from .summaries import DrawnAs
 from .tables import measured, table_html
 
 MOST_ROWS = 100
@@ -22,22 +25,24 @@ HEADINGS = {
     "mcse_mean": "MCSE mean",
     "mcse_sd": "MCSE sd",
 }
-COMPARED = {
-    "mean": "mean",
-    "sd": "sd",
-    "mean_error": "mean error",
-    "mcse": "its MCSE",
-    "z": "z",
-    "sd_ratio": "sd ratio",
-    "ess_bulk": "ESS bulk",
-    "r_hat": "R-hat",
-    "seconds": "seconds",
-    "ess_per_s": "ESS/s",
-    "energy_p": "energy p",
-    "mmd_p": "MMD p",
+NOT_OF: dict[DrawnAs, tuple[str, ...]] = {
+    "chains": (),
+    "independent": ("r_hat", "ess_bulk", "ess_tail"),
+    "fits": ("r_hat", "ess_bulk", "ess_tail", "mcse_mean", "mcse_sd"),
 }
-SURE, TENTH = 3.0, 0.1
-MOST_COMPARED = 2000
+"""Columns of which nothing is known, by how draws came about."""
+RELIED_ON = {
+    "chains": "As far as the run itself can tell, the draws can be relied on.",
+    "independent": (
+        "As far as the fit itself can tell, it has converged. Whether the posterior is close to the normal that was "
+        "fitted is another question: ps.diagnostics.khat(posterior) answers it."
+    ),
+    "fits": (
+        "As far as the fit itself can tell, it has converged. A point says nothing of how uncertain the values are, "
+        "and several need not be spread as the posterior is."
+    ),
+}
+"""What it means that all checks passed, by how draws came about."""
 
 
 def verdict(evidence: Evidence) -> str:
@@ -50,10 +55,11 @@ def verdict(evidence: Evidence) -> str:
         text = f'<ul class="reasons">{said}</ul>'
     elif count:
         state, headline = "passed", f"All {so_many(count)} passed" if count > 1 else "1 check passed"
-        text = "<p>As far as the run itself can tell, the draws can be relied on.</p>"
+        text = f"<p>{RELIED_ON[evidence.drawn_as]}</p>"
     else:
         state, headline = "unknown", "No checks could be made"
-        text = "<p>There are too few draws to tell whether they can be relied on.</p>"
+        few = "There are too few draws to tell whether they can be relied on."
+        text = f"<p>{few if evidence.trace is None else 'Whether the fit has converged is not known.'}</p>"
     left_out = "".join(f"<li>{html.escape(each)}</li>" for each in health.left_out)
     left_out = f'<ul class="left-out">{left_out}</ul>' if left_out else ""
     banner = f'<div class="verdict {state}"><p class="headline">{headline}</p>{text}</div>'
@@ -77,12 +83,20 @@ def summary_table(evidence: Evidence) -> str:
             return value < least
         return column == "mean" and value != value
 
-    content = table_html(table, HEADINGS, bad)
-    legend = (
-        f"Marked: R-hat above {RHAT_LIMIT}, effective sample sizes (ESS) below {least}, and values with draws that are "
-        "not finite. MCSE is the Monte Carlo standard error; 5 % and 95 % are quantiles of the draws. A dash: not "
-        "known from these draws."
-    )
+    chains, number = evidence.drawn_as == "chains", int(np.prod(evidence.values.shape[:2]))
+    left_out = NOT_OF[evidence.drawn_as]
+    shown = {column: heading for column, heading in HEADINGS.items() if column not in left_out}
+    if number == 1:
+        shown = {"mean": "value"}
+    content = table_html(table, shown, bad)
+    marked = f"R-hat above {RHAT_LIMIT}, effective sample sizes (ESS) below {least}, and " if chains else ""
+    legend = f"Marked: {marked}values with draws that are not finite. " if chains or table["mean"].isna().any() else ""
+    if number > 1:
+        legend += f"5 % and 95 % are quantiles of the {'points' if evidence.drawn_as == 'fits' else 'draws'}."
+    if "mcse_mean" in shown:
+        legend += " MCSE is the Monte Carlo standard error" + (
+            ". A dash: not known from these draws." if chains else ", of independent draws."
+        )
     return f'<p>{html.escape(counted(evidence, len(names)))}</p>{content}<p class="legend">{html.escape(legend)}</p>'
 
 
@@ -97,33 +111,6 @@ def counted(evidence: Evidence, shown: int) -> str:
     return "The only value." if total == 1 else f"All {total:,} values."
 
 
-def comparison(evidence: Evidence) -> str:
-    """The table of `compare`."""
-    from .comparison import compare
-
-    assert evidence.posterior is not None
-    if evidence.num_values > MOST_COMPARED:
-        return f"<p>{evidence.num_values:,} values are too many for a table; `compare` makes it.</p>"
-    table = compare(evidence.posterior, reference=evidence.reference)
-    table = table.loc[table.index.get_level_values(0)[-1]].iloc[::-1]  # "all" first
-    rest = table.index[:0:-1]
-    table = table.loc[["all", *list(rest)[:MOST_ROWS]]]
-
-    def bad(name: str, column: str) -> bool:
-        row = table.loc[name]
-        if column == "mean_error":
-            return bool(abs(row["z"]) > SURE and abs(row["mean_error"]) > TENTH)
-        return column == "sd_ratio" and bool(abs(row["sd_ratio"] - 1) > TENTH)
-
-    legend = (
-        "Mean error: mean minus the reference's, in its standard deviations; z, that over its Monte Carlo standard "
-        "error. Sd ratio: 1 is right. Row all: the worst of every column. Energy p and MMD p: how often chance alone "
-        "sets draws of all values together as far apart, by energy distance and by maximum mean discrepancy. Marked: a "
-        "mean off by more than 0.1 and beyond chance, a standard deviation off by more than 10 %."
-    )
-    return table_html(table, COMPARED, bad) + f'<p class="legend">{html.escape(legend)}</p>'
-
-
 def _in_words(check: Check) -> str:
     name = f"{check.name} of {check.where}" if check.where else check.name
     numbers = f"{measured(check.value)}, limit {measured(check.limit)}"
@@ -135,7 +122,9 @@ def _checks(checks: tuple[Check, ...]) -> str:
     for check in checks:
         mark = "<td>passed</td>" if check.passed else '<td class="bad">failed</td>'
         name, where = html.escape(check.name), html.escape(check.where)
-        cells = f'{mark}<td>{measured(check.value)}</td><td>{measured(check.limit)}</td><td class="name">{where}</td>'
+        sign = "≥" if check.passed == (check.value > check.limit) else "≤"
+        limit = f"{sign} {measured(check.limit)}"
+        cells = f'{mark}<td>{measured(check.value)}</td><td>{limit}</td><td class="name">{where}</td>'
         rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{each}</th>' for each in ("verdict", "value", "limit"))
     head += '<th scope="col" class="name">where</th>'

@@ -92,7 +92,7 @@ print(f"{'':>20} accuracy  log-lik.  calib. error  AUROC  seconds")
 for axis, (name, method) in zip(axes.flat, METHODS.items(), strict=True):
     posterior = ps.infer(
         model, train, method, batch_size=BATCH_SIZE, warmup_steps=steps, num_samples=args.num_samples,
-        num_chains=5 if method == "ensemble" else 1, thinning=50, seed=0, progress=False,
+        num_chains=5 if method == "ensemble" else 1, thinning=50 if name == "SGHMC" else None, seed=0, progress=False,
         initial=mode if name.startswith(("Laplace", "SWAG")) else None,
     )  # fmt: skip
     if name == "MAP":  # where the others climb on from, or move about

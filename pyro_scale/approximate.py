@@ -71,7 +71,7 @@ def approximated(compiled: CompiledModel, kernel: Any, request: Request, began: 
         alone = at.position  # of particles there is one as yet
         if fitting.num_particles > 0:
             alone = tree.map(lambda leaf: leaf.unsqueeze(1), alone)
-        fit = Fit(alone, None, torch.empty(fitting.num_fits, 0), at.ending)
+        fit = Fit(alone, None, torch.empty(fitting.num_fits, 0), _on_the_way(at.ending, asked))
     else:
         ready, start, frame = _ready(compiled, kernel, fitting, at, start, seeds[4])
         if fitting.done_at_mode and at.exact and request.warmup_steps is None:
@@ -106,6 +106,15 @@ def _check(compiled: CompiledModel, kernel: Any, fitting: Fitting) -> None:
         )
     if fitting.one_pass and isinstance(compiled.data, Streamed):
         raise ArgumentError(f"{name} goes through all rows once; pass loader.dataset in place of the loader.")
+
+
+def _on_the_way(ending: Ending, kernel: Any) -> Ending:
+    """What ended the climb to the mode, and what there is therefore not."""
+    reason = (
+        f"{ending.reason.removesuffix('.')}, on the climb to a mode, before any step of {type(kernel).__name__}: there "
+        "is no approximation, and the draws are the place that the climb had reached."
+    )
+    return ending._replace(reason=reason)
 
 
 def _ready(
@@ -147,7 +156,7 @@ def _posterior(
     constrained = time.perf_counter()
     settings = _settings(compiled, kernel, fit, request, next(iter(draws.values())).shape)
     if around is None:
-        checks = checks_of(compiled, kernel, fit)
+        checks = checks_of(compiled, kernel, fit, draws)
     else:
         checks = [*of_ending(settings["ended_early"]), *around.checks]
         settings["log_marginal_likelihood"] = around.log_marginal_likelihood

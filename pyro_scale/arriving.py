@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_scale.compile import CompiledModel
 from pyro_scale.errors import ArgumentError
 from pyro_scale.loaders import INSTEAD, Stream, Streamed
-from pyro_scale.types import Batch
+from pyro_scale.types import Anchor, Batch
 
 Step = Callable[..., Any]
 
@@ -22,18 +22,21 @@ class Arriving:
     Args:
         compiled: the model, on a loader's data.
         seed: of the loader's order.
+        anchor: of the control variates of every chain, if the target has them.
     """
 
-    def __init__(self, compiled: CompiledModel, seed: int) -> None:
+    def __init__(self, compiled: CompiledModel, seed: int, anchor: Anchor | tuple[()] = ()) -> None:
         assert isinstance(compiled.data, Streamed)
         self.compiled = compiled
-        self.stream = Stream(compiled.data, seed, self._check)
+        self.stream = Stream(compiled.data, seed, check_of(compiled))
+        self.anchor = anchor
         self.steps: dict[int, Step] = {}
 
     @property
     def example(self) -> Batch:
         """A batch that uses up none of the loader's."""
-        return self.compiled.batch(torch.arange(self.compiled.batch_size or self.compiled.num_data))
+        rows = torch.arange(self.compiled.batch_size or self.compiled.num_data)
+        return self.compiled.batch(rows)._replace(anchor=self.anchor)
 
     def expect(self, batch: Batch, step: Step, record: Callable[[Batch], Step]) -> None:
         """The step recorded for one batch, and how to record it for one of another length."""
@@ -42,7 +45,7 @@ class Arriving:
 
     def next(self) -> tuple[Batch, Step]:
         """The next batch, and the step for its number of rows."""
-        batch = self.compiled.arrived(self.stream.next())
+        batch = self.compiled.arrived(self.stream.next())._replace(anchor=self.anchor)
         length = len(batch.indices)
         if length not in self.steps:
             self.steps[length] = self.record(batch)
@@ -54,12 +57,18 @@ class Arriving:
             "The state of this run depends on where its DataLoader stands, which a loader does not tell. " + INSTEAD
         )
 
-    def _check(self, rows: dict[str, Tensor]) -> None:
-        supports = self.compiled.structure.supports
+
+def check_of(compiled: CompiledModel) -> Callable[[dict[str, Tensor]], None]:
+    """What raises `DataError` where rows hold a value that a site could not have."""
+    supports = compiled.structure.supports
+
+    def check(rows: dict[str, Tensor]) -> None:
         for name in supports.keys() & rows.keys():
             supports[name].check(rows[name])
 
+    return check
 
-def arriving_at(compiled: CompiledModel, seed: int) -> Arriving | None:
+
+def arriving_at(compiled: CompiledModel, seed: int, anchor: Anchor | tuple[()]) -> Arriving | None:
     """The batches of the loader that the data are, if they are one."""
-    return Arriving(compiled, seed) if isinstance(compiled.data, Streamed) else None
+    return Arriving(compiled, seed, anchor) if isinstance(compiled.data, Streamed) else None

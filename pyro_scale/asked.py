@@ -39,9 +39,10 @@ def with_step_size(kernel: Kernel) -> Kernel:
     return cast(Kernel, chosen)
 
 
-def refuse_chains(kernel: Kernel, num_superchains: int | None, save_warmup: bool) -> None:
+def refuse_chains(kernel: Kernel, num_superchains: int | None, thinning: int | None, save_warmup: bool) -> None:
     """Refuses what only chains have, of a kernel that has none."""
-    for name, value in {"num_superchains": num_superchains, "save_warmup": save_warmup or None}.items():
+    asked = {"num_superchains": num_superchains, "thinning": thinning, "save_warmup": save_warmup or None}
+    for name, value in asked.items():
         if value is not None:
             raise ArgumentError(
                 f"{name} is {value!r}, and {type(kernel).__name__} has no chains that it could be of: leave it out."

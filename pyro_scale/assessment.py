@@ -20,6 +20,7 @@ from pyro_scale.health import Check, at_most, of_sds
 from pyro_scale.loaders import Streamed
 from pyro_scale.mode import DENSE_LIMIT
 from pyro_scale.temperature import Measured, configurational, gradients_at
+from pyro_scale.threads import suit_threads, threads_kept
 from pyro_scale.types import Kernel, Position
 
 MOST_POSITIONS = 1024
@@ -50,6 +51,7 @@ class Examined(NamedTuple):
     gradients: list[Position]
 
 
+@threads_kept()
 def by_gradients(
     compiled: CompiledModel | None,
     draws: Mapping[str, Tensor],
@@ -74,6 +76,7 @@ def by_gradients(
     if reason := why_not_examined(compiled, draws):
         return [], [f"Temperatures are not checked: {reason}."]
     assert compiled is not None
+    suit_threads(compiled, len(next(iter(draws.values()))))
     rows = compiled.batch_size or compiled.num_data
     examined = examine(compiled, draws, num_steps * rows * len(next(iter(draws.values()))))
     tolerance = settings.get("bias_tolerance", 0.05)

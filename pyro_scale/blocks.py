@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
-from pyro_scale.capture import fastest
+from pyro_scale.capture import Mapped, at_chain, fastest
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.inlined import compiled_function
 from pyro_scale.inputs import GROUP, Inputs
@@ -37,9 +37,9 @@ class Blockwise:
         target: that the kernel is bound to.
         bound: a kernel that can `move`.
         inputs: of the run.
+        mapped, fixed: of position and batch, as `fastest` takes them.
         position: of all chains.
         batch: of a first step.
-        fixed: as of `fastest`, of position and batch.
 
     Attributes:
         step: how the gradient of one chain is recorded.
@@ -51,34 +51,30 @@ class Blockwise:
         target: LogPosterior,
         bound: BoundKernel,
         inputs: Inputs,
+        mapped: Mapped,
+        fixed: Collection[int],
         position: Position,
         batch: Batch,
-        fixed: Collection[int],
     ) -> None:
         assert bound.move is not None
         self.move = bound.move
         self.inputs = inputs
-        self.own_batches = batch.indices.ndim > 1
+        self.mapped = mapped
         function = grad_and_value(target)
-        self.step = fastest(function, (True, self.own_batches), position, batch, fixed=fixed, apart=True)
+        self.step = fastest(function, mapped, position, batch, fixed=fixed, apart=True)
         self.gradient = torch.no_grad()(self.step.recorded or function)
         self.parts = list(parts({name: shape.numel() for name, shape in inputs.shapes.items()}, BLOCK))
 
     def __call__(self, state: Any, batch: Batch, noise: Noise, settings: Settings) -> tuple[Any, Info]:
-        infos = [self._one(*self._chain(state, batch, chain), settings) for chain in range(self.inputs.num_chains)]
+        chains = range(self.inputs.num_chains)
+        infos = [self._one(*at_chain(chain, self.mapped, (state, batch)), settings) for chain in chains]
         return state, Info(*map(torch.stack, zip(*infos, strict=True)))
 
     def compiled(self, state: Any, batch: Batch) -> Callable[..., Any]:
         """The gradient as native code, of batches as this one; `NativeError` where that cannot be."""
         assert self.step.recorded is not None
-        one, rows = self._chain(state, batch, 0)
+        one, rows = at_chain(0, self.mapped, (state, batch))
         return compiled_function(self.step.recorded, one.position, rows)
-
-    def _chain(self, state: Any, batch: Batch, chain: int) -> tuple[Any, Batch]:
-        def only(leaf: Any) -> Any:
-            return leaf[chain] if isinstance(leaf, Tensor) else leaf
-
-        return pytree.tree_map(only, state), pytree.tree_map(only, batch) if self.own_batches else batch
 
     def _one(self, state: Any, batch: Batch, settings: Settings) -> Info:
         gradient, log_posterior = self.gradient(state.position, batch)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -28,6 +28,9 @@ logger = logging.getLogger("pyro_scale")
 
 Function = Callable[..., Any]
 
+Mapped: TypeAlias = tuple[Any, ...]
+"""For each argument, whether its tensors have a leading chain axis; or, of a tuple, that of each part."""
+
 MOST_COMPARED = 2**16
 """About so many entries of a tensor tell whether a recorded graph gives what the function gives."""
 
@@ -40,8 +43,7 @@ class Recorded:
     """A function as a graph of tensor operations; takes and returns what the function does.
 
     Attributes:
-        graph: of the tensors among the arguments, in their order, to the list of tensors in the result. What it
-            needs beside them is among its buffers.
+        graph: of the tensors among the arguments, in order, to those of the result; what else it needs is in buffers.
         where: places of the tensors among the leaves of the arguments.
         structure: of the result.
     """
@@ -139,11 +141,7 @@ def record(function: Function, *example: Any, fixed: Collection[int] = ()) -> Re
 
 
 def fastest(
-    function: Function,
-    mapped: tuple[bool, ...],
-    *example: Any,
-    fixed: Collection[int] = (),
-    apart: bool = False,
+    function: Function, mapped: Mapped, *example: Any, fixed: Collection[int] = (), apart: bool = False
 ) -> Step:
     """The quickest way that works to run a function of one chain over all chains.
 
@@ -152,7 +150,7 @@ def fastest(
 
     Args:
         function: of the arguments of one chain.
-        mapped: for each argument, whether its tensors have a leading chain axis.
+        mapped: which arguments have a leading chain axis.
         example: the arguments for all chains.
         fixed: positions of arguments that are the same in every call.
         apart: chain by chain even if it can be vectorised: for one chain, or chains that are large.
@@ -172,7 +170,7 @@ def fastest(
             # not recorded, a model that holds parameters would tie every step to all the ones before
             chosen = torch.no_grad()(recorded or vectorised)
             return Step(chosen, "captured" if recorded else "eager", recorded, False, reason)
-    one_chain = _chain(0, mapped, example)
+    one_chain = at_chain(0, mapped, example)
     with torch.no_grad():
         expected = _sampled(function(*one_chain))
     recorded, reason = _recorded(function, one_chain, expected, fixed)
@@ -216,23 +214,24 @@ def _recorded(
     return recorded, ""
 
 
-def _axes(argument: Any, mapped: bool) -> Any:
-    """What `vmap` takes for in_dims: 0 at every tensor of a mapped argument."""
-    if not mapped:
-        return None
-    return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, argument)
+def _axes(argument: Any, mapped: Any) -> Any:
+    """What `vmap` takes for in_dims: 0 at every tensor of what is mapped."""
+    if isinstance(mapped, tuple):
+        return type(argument)(*map(_axes, argument, mapped))
+    return pytree.tree_map(lambda leaf: 0 if mapped and isinstance(leaf, Tensor) else None, argument)
 
 
-def _chain(index: int, mapped: tuple[bool, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    def select(leaf: Any) -> Any:
-        return leaf[index] if isinstance(leaf, Tensor) else leaf
+def at_chain(index: int, mapped: Mapped, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What one chain gets of the arguments for all of them; views."""
 
-    pairs = zip(arguments, mapped, strict=True)
-    return tuple(pytree.tree_map(select, argument) if yes else argument for argument, yes in pairs)
+    def select(leaf: Any, axis: int | None) -> Any:
+        return leaf if axis is None else leaf[index]
+
+    return tuple(pytree.tree_map(select, each, _axes(each, part)) for each, part in zip(arguments, mapped, strict=True))
 
 
-def _chain_by_chain(function: Function, mapped: tuple[bool, ...], *arguments: Any) -> Any:
-    results = [function(*_chain(index, mapped, arguments)) for index in range(_num_chains(mapped, arguments))]
+def _chain_by_chain(function: Function, mapped: Mapped, *arguments: Any) -> Any:
+    results = [function(*at_chain(index, mapped, arguments)) for index in range(_num_chains(mapped, arguments))]
     if len(results) == 1:  # a view: the chain may be large
         return pytree.tree_map(lambda leaf: torch.as_tensor(leaf).unsqueeze(0), results[0])
     return pytree.tree_map(lambda *leaves: torch.stack([torch.as_tensor(leaf) for leaf in leaves]), *results)
@@ -244,7 +243,7 @@ def _sampled(result: Any) -> list[Tensor]:
     return [leaf[:: max(1, leaf.numel() // MOST_COMPARED)].clone() for leaf in leaves]
 
 
-def _num_chains(mapped: tuple[bool, ...], arguments: tuple[Any, ...]) -> int:
+def _num_chains(mapped: Mapped, arguments: tuple[Any, ...]) -> int:
     first = arguments[mapped.index(True)]
     return len(next(leaf for leaf in pytree.tree_leaves(first) if isinstance(leaf, Tensor)))
 

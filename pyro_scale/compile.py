@@ -83,14 +83,14 @@ class CompiledModel:
         structure: the sites, the dimension name of the rows, and why the model cannot be minibatched if it cannot.
         local: latent site with a value a row -> the axis of that value which follows the rows. Positions hold these
             values for the rows of a batch, in its order; those of a whole chain hold them for all N rows.
+        weight: how many rows each stands for, beside those of its minibatch: 1, unless the data are a sample.
     """
 
-    def __init__(self, model: Model, data: Data, structure: Structure, batch_size: int | None) -> None:
-        self.model = model
-        self.data = data
-        self.structure = structure
-        self.batch_size = batch_size
-        self.num_data = data.num_data
+    def __init__(
+        self, model: Model, data: Data, structure: Structure, batch_size: int | None, weight: float = 1.0
+    ) -> None:
+        self.model, self.data, self.structure = model, data, structure
+        self.batch_size, self.weight, self.num_data = batch_size, weight, data.num_data
         self.sites: dict[str, Site] = structure.sites
         self._whole_only = structure.minibatch_error is not None
         few = min(FEW_ROWS, self.num_data)
@@ -143,7 +143,7 @@ class CompiledModel:
         """Unbiased estimate, in nats, of log prior + log|det Jacobian| + log-likelihood of all rows; 0-d."""
         terms = self._terms(self._run(position, batch.data), batch.data)
         rows = [term.sum() for term in (terms.local, *terms.likelihood.values())]
-        return terms.once + batch.scale * sum(rows, torch.zeros_like(terms.once))
+        return terms.once + self.weight * batch.scale * sum(rows, torch.zeros_like(terms.once))
 
     def log_prior(self, position: Position) -> Tensor:
         """Log prior + log|det Jacobian|, and every other term but the likelihood; 0-d, in nats.
@@ -165,9 +165,9 @@ class CompiledModel:
         """`log_likelihood` of all rows at constrained values of the latent sites."""
         return self._terms(run(self.model, self.data, self.data.rows, FromValues(values)), self.data.rows).likelihood
 
-    def on(self, data: Data) -> CompiledModel:
-        """The same model on other rows."""
-        return CompiledModel(self.model, data, self.structure, self.batch_size)
+    def on(self, data: Data, weight: float = 1.0) -> CompiledModel:
+        """The same model on other rows, which may be a sample that stands for more."""
+        return CompiledModel(self.model, data, self.structure, self.batch_size, weight)
 
     def outputs(self, position: Position, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Observed site -> the parameters of its distribution (a network's outputs), as the model gives them."""

@@ -212,8 +212,8 @@ def _device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArgumentError(f"device is {device!r}, which cannot be used here: {reason} Try device='cpu'.") from error
+        reason = str(error).splitlines()[0].removesuffix(".")
+        raise ArgumentError(f"device is {device!r}, which cannot be used here: {reason}. Try device='cpu'.") from error
     if chosen.type not in DEVICES:
         raise ArgumentError(f"device is {device!r}; it must be one of the kinds {names_of(DEVICES)}.")
     return chosen

@@ -27,11 +27,8 @@ def columns(dataset: Dataset[Any]) -> Columns:
         DataError: it has no items, or they differ in structure, shape or type.
     """
     num_items = length(dataset)
-    if _is_tensors(dataset):
-        return tuple(dataset.tensors)  # type: ignore[attr-defined]
-    if isinstance(dataset, Subset) and _is_tensors(dataset.dataset):
-        chosen = torch.as_tensor(dataset.indices, dtype=torch.long, device="cpu")
-        return tuple(tensor[chosen] for tensor in dataset.dataset.tensors)  # type: ignore[attr-defined]
+    if (own := own_tensors(dataset)) is not None:
+        return own
     whole: dict[Any, Tensor] = {}
     first: Columns = ()
     for start in range(0, num_items, BLOCK_ITEMS):
@@ -45,6 +42,16 @@ def columns(dataset: Dataset[Any]) -> Columns:
         for key, value in values.items():
             whole[key][start : start + len(items)] = value
     return whole if isinstance(first, dict) else tuple(whole.values())
+
+
+def own_tensors(dataset: Dataset[Any]) -> tuple[Tensor, ...] | None:
+    """The tensors of a `TensorDataset`, or of a part of one; None of other datasets."""
+    if _is_tensors(dataset):
+        return tuple(dataset.tensors)  # type: ignore[attr-defined]
+    if isinstance(dataset, Subset) and _is_tensors(dataset.dataset):
+        chosen = torch.as_tensor(dataset.indices, dtype=torch.long, device="cpu")
+        return tuple(tensor[chosen] for tensor in dataset.dataset.tensors)  # type: ignore[attr-defined]
+    return None
 
 
 def length(dataset: Dataset[Any]) -> int:

@@ -17,6 +17,7 @@ from pyro_scale import tree
 from pyro_scale.checks import check_count
 from pyro_scale.compile import CompiledModel
 from pyro_scale.types import Position
+from pyro_scale.values import evenly_spaced
 
 logger = logging.getLogger("pyro_scale")
 
@@ -110,7 +111,7 @@ def thinned(draws: dict[str, Tensor], num_samples: int | None) -> dict[str, Tens
         return draws
     available = next(iter(draws.values())).shape[1]
     num_samples = check_count("num_samples", num_samples, 1, available, ", the number of draws a chain")
-    chosen = torch.linspace(0, available - 1, num_samples).round().long()
+    chosen = torch.from_numpy(evenly_spaced(available, num_samples))
     return {name: value[:, chosen.to(value.device)] for name, value in draws.items()}
 
 

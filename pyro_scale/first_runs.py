@@ -12,7 +12,6 @@ from torch import Tensor
 from pyro_scale.data import Data, Model, arguments_of, names_of
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.errors import DiscreteSiteError, MinibatchError, ModelError, PyroScaleError
-from pyro_scale.freed import give_back_freed
 from pyro_scale.handlers import FromPosition, Run, run, seeded
 from pyro_scale.records import kind_of, log_prob, same
 from pyro_scale.types import Position
@@ -34,7 +33,6 @@ def reference_runs(
     with _explained(model, data, rows):
         first = _first_that_runs(model, data, rows, position, generator)
     _check_kinds(first, _unset(model, data), list(data.params))
-    give_back_freed(position)
     with seeded(1, data.device):
         # not validated, like all runs to come: what is masked may lie outside a support
         reference = run(model, data, rows, FromPosition(dict(position), generator))

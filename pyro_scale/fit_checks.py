@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_scale import tree
+from pyro_scale.assessment import examine, sd_errors, why_not_examined
 from pyro_scale.capture import first_line
 from pyro_scale.compile import CompiledModel
 from pyro_scale.fisher import Fisher
 from pyro_scale.fit import Fit, pass_rows
 from pyro_scale.gradient import anchor_at
-from pyro_scale.health import Check, at_most, of_ending
+from pyro_scale.health import Check, at_most, of_ending, of_sds
 from pyro_scale.hessian import AllRows, Spectrum, row_blocks
 from pyro_scale.loaders import Streamed
 from pyro_scale.mode import DENSE_LIMIT
@@ -23,10 +25,12 @@ from pyro_scale.mode import DENSE_LIMIT
 logger = logging.getLogger("pyro_scale")
 
 DISTANCE_LIMIT = {"dense": 0.1, "diagonal": 1.0}
-"""From the mode, in posterior standard deviations: of the normal with the curvature there, or a root mean square over
-coordinates, each with its own curvature."""
+"""Root mean squares over coordinates, in posterior standard deviations: of the way to the mode, by the whole curvature,
+as Laplace's approximations have it; or of the gradient, by the curvature of each coordinate or the sds of a normal."""
 RISE_LIMIT = 0.1
 """That the objective may still rise from the third quarter of the steps to the last, in nats a coordinate."""
+WIDTH_LIMIT = 0.25
+"""Of the error of sds, where nothing but steps or particles makes draws as wide as they are."""
 LEAST_STEPS = 2
 ERRORS = 3
 LONGER = "Raise warmup_steps, or lower step_size."
@@ -41,8 +45,8 @@ def why_not_checked(compiled: CompiledModel) -> str:
     return ""
 
 
-def checks_of(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
-    """Checks of a fit; the fit is not lost to what they meet in a model."""
+def checks_of(compiled: CompiledModel, kernel: Any, fit: Fit, draws: Mapping[str, Tensor]) -> list[Check]:
+    """Checks of a fit and its constrained draws; the fit is not lost to what they meet in a model."""
     found = of_ending(fit.ending.reason if fit.ending else None)
     try:
         if fit.gaussian is None and hasattr(kernel, "objective"):
@@ -52,6 +56,7 @@ def checks_of(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
             found.append(_of_mean(compiled, kernel, fit))
         if kernel.fitting(1).minibatches:
             found += _of_path(fit)
+        found += _of_width(compiled, kernel, fit, draws)
         found += [_of_pass(compiled, fit)] if kernel.fitting(1).one_pass else _of_trace(fit)
     except Exception as error:
         logger.warning("The fit could not be judged: %s.", first_line(error))
@@ -64,16 +69,18 @@ def _of_modes(compiled: CompiledModel, kernel: Any, fit: Fit) -> list[Check]:
         return []
     number = len(next(iter(fit.position.values())))
     size = tree.size(fit.position) // number
-    measure = _newton_distance if size <= DENSE_LIMIT else _rms_distance
+    dense = size <= DENSE_LIMIT
+    measure = _newton_distance if dense else _gradient_in_sds
     away = [measure(compiled, kernel, tree.map(lambda leaf, k=k: leaf[k], fit.position)) for k in range(number)]
     worst = max(range(number), key=lambda k: away[k] if math.isfinite(away[k]) else math.inf)
-    limit = DISTANCE_LIMIT["dense" if size <= DENSE_LIMIT else "diagonal"]
+    name = "distance from the mode, in sds" if dense else "gradient at the mode, in sds"
+    limit = DISTANCE_LIMIT["dense" if dense else "diagonal"]
     remedy = (
         f"the gradient there is not 0: the climb has not reached a mode. {LONGER} Where the log posterior has no mode "
         "(a group sd at 0, separable classes without a prior) give the sites proper priors."
     )
     where = f"fit {worst}" if number > 1 else ""
-    return [at_most("distance from the mode, in sds", away[worst], limit, where, remedy)]
+    return [at_most(name, away[worst], limit, where, remedy)]
 
 
 def _of_mean(compiled: CompiledModel, kernel: Any, fit: Fit) -> Check:
@@ -109,8 +116,28 @@ def _of_path(fit: Fit) -> list[Check]:
     return [Check("steps of the path", steps, LEAST_STEPS, False, "", remedy)] if steps < LEAST_STEPS else []
 
 
+def _of_width(compiled: CompiledModel, kernel: Any, fit: Fit, draws: Mapping[str, Tensor]) -> list[Check]:
+    """That draws are as wide as gradients there say, for each coordinate given the others.
+
+    Of what follows the wrong correlations they do not tell.
+    """
+    fitting, temperature, steps = kernel.fitting(1), kernel.temperature, fit.trace.shape[1]
+    made_by_steps = fitting.num_particles > 0 or (fitting.minibatches and steps >= LEAST_STEPS)
+    if not made_by_steps or fit.ending is not None or callable(temperature) or not temperature:
+        return []
+    if why_not_examined(compiled, draws):
+        return []
+    rows = (compiled.batch_size or compiled.num_data) * max(1, fitting.num_particles)
+    errors = sd_errors(examine(compiled, draws, steps * rows), temperature)
+    narrow = "Take more particles, or another method, as vi_dense or laplace_dense."
+    if fitting.minibatches:
+        narrow = "Raise step_size or lower batch_size, or leave step_size None."
+    check = of_sds("sd error, by gradients", errors, WIDTH_LIMIT, LONGER, narrow)
+    return [] if check is None else [check]
+
+
 def _newton_distance(compiled: CompiledModel, kernel: Any, position: Any) -> float:
-    """Length of Newton's step, in sds of the normal with the curvature there."""
+    """Newton's step, in sds of the normal with the curvature there: root mean square over coordinates."""
     rows = AllRows(kernel.objective(compiled), row_blocks(compiled), position)
     vector = tree.ravel(position)
     gradient, hessian = rows.gradient(vector)[0], rows.negative_hessian(vector)
@@ -119,10 +146,10 @@ def _newton_distance(compiled: CompiledModel, kernel: Any, position: Any) -> flo
     spectrum = Spectrum.of(hessian)
     if not spectrum.positive:
         return math.inf
-    return math.sqrt(max(0.0, float(gradient @ spectrum.solve(gradient))))
+    return math.sqrt(max(0.0, float(gradient @ spectrum.solve(gradient))) / len(vector))
 
 
-def _rms_distance(compiled: CompiledModel, kernel: Any, position: Any) -> float:
+def _gradient_in_sds(compiled: CompiledModel, kernel: Any, position: Any) -> float:
     """Root mean square over coordinates of the gradient times the sd that their own curvature leaves."""
     fisher = Fisher(compiled, torch.Generator().manual_seed(0))
     gradient: Tensor = tree.ravel(anchor_at(kernel.objective(compiled), fisher.blocks, position).gradient)

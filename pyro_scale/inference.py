@@ -27,6 +27,7 @@ from pyro_scale.sample import run_chains
 from pyro_scale.schedules import check_number
 from pyro_scale.standing_priors import prior_of, with_prior
 from pyro_scale.superchains import check_superchains, together
+from pyro_scale.threads import suit_threads, threads_kept
 from pyro_scale.tunable import why_not_tuned
 from pyro_scale.types import Kernel
 from pyro_scale.warmup import Tuner
@@ -38,6 +39,7 @@ PILOT_SHARE = 75
 """Per cent of the warm-up steps that the pilot may take, where their number is given."""
 
 
+@threads_kept()
 def infer(
     model: Model,
     data: Any,
@@ -80,9 +82,10 @@ def infer(
             "map", "ensemble", "vi_diag", "vi_dense", "vi_lowrank", "laplace_diag", "laplace_dense", "laplace_kfac",
             "laplace_lowrank", "swag", "svgd", "ekf_diag", "ekf_dense"; see their kernels. A string, or a kernel without
             a step_size, is tuned: the mode and a pilot run choose coordinates, control variates, step size, V and
-            thinning; beyond 300 coordinates by diagonals, from starts near a mode. Where coordinates are of the rows of
-            minibatches the kernel takes its default step size instead, which suits covariates of unit scale. One with
-            a step_size runs as configured.
+            thinning; beyond 300 coordinates by diagonals, from starts near a mode. For this the rows of a `DataLoader`
+            are read once, or a sample of them; a sample, and items that are changed at random, have no control
+            variates. Where coordinates are of the rows of minibatches the kernel takes its default step size instead,
+            which suits covariates of unit scale. One with a step_size runs as configured.
         num_samples: draws kept by a chain, or taken from a fitted normal; >= 1. A mode is one draw, and particles are
             as many as their kernel has.
         warmup_steps: steps before the first draw is kept, those of the pilot run included; >= 0. None takes as many as
@@ -95,8 +98,8 @@ def infer(
             `ps.diagnostics.rhat_nested`, which tells of short chains too whether they have forgotten their starts. None
             starts every chain by itself.
         thinning: steps from one kept draw to the next; >= 1; None takes as many as brought an independent draw in the
-            pilot run; untuned 10, or 1 with num_samples=1. With a `ps.schedules.cyclical` step size the draws are
-            spread evenly over the sampling phases of as many steps.
+            pilot run; untuned 10, or 1 with num_samples=1; of fits there is none. With a `ps.schedules.cyclical` step
+            size the draws are spread evenly over the sampling phases of as many steps.
         batch_size: rows of a minibatch, 1 to N; None uses all rows at every step, or the plate's own
             `subsample_size`, or the loader's.
         constants: keyword arguments that the model receives whole.
@@ -172,12 +175,13 @@ def infer(
     compiled = compile_model(
         model, data, constants=constants, batch_size=batch_size, seed=seeds[0], device=device, dtype=dtype
     )
+    suit_threads(compiled, num_chains)
     if prior is not None:
         compiled = with_prior(compiled, prior_of(prior, compiled))
     kept = sites_kept(compiled, keep)
     started = list(initial) if isinstance(initial, Mapping) else initial
     if hasattr(kernel, "fitting"):
-        refuse_chains(kernel, num_superchains, save_warmup)
+        refuse_chains(kernel, num_superchains, thinning, save_warmup)
         request = Request(kept, num_samples, warmup_steps, num_chains, initial, seed, progress, callback, jit_compile)
         return approximated(compiled, kernel, request, began)
     start = [initial_positions(compiled, initial, seeds[3:])]
@@ -191,8 +195,8 @@ def infer(
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
         pilot_seed = derived_seeds(seeds[0], 1)[0]
         with reporter.closed_by_errors():
-            tuner = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter)
-            tuned = tuner.tuned(most)
+            # without a name of its own, the tuner and the rows that it holds are gone after this
+            tuned = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter).tuned(most)
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
         start.append(tuned.start)
         thinning = tuned.thinning if thinning is None and not one else thinning

@@ -4,7 +4,8 @@ Parameters $\eta$ are free numbers: what `biject_to` maps to those that the dist
 asked for where any number is admitted. Only those that the latent sites move count. Information is a root S,
 $S S^\top = F$, and comes
 
-1. from the values where they are finitely many: its columns are $\sqrt{p(y)} \, \nabla_\eta \log p(y)$;
+1. from the values where they are finitely many: its columns are $\sqrt{p(y)} \, \nabla_\eta \log p(y)$, turned so that
+   one is 0 and left out;
 2. from the Hessian of the Kullback-Leibler divergence of the distribution at hand to its neighbours, which is F at
    equality (Kullback (1959), section 2.6), where torch knows that divergence;
 3. else from the Hessian of $-\log p$ at the observed value, without its negative eigenvalues.
@@ -180,6 +181,8 @@ def _root(family: _Family, outputs: Tensor) -> tuple[Tensor, Tensor]:
     none = torch.zeros((), dtype=torch.long, device=outputs.device)
     if outputs.shape[-1] == 0:
         return outputs.unsqueeze(-1), none
+    if type(family.fn) is dist.Categorical and list(family.moved) == ["logits"]:
+        return _of_classes(outputs), none
     with torch.enable_grad():
         if family.fn.has_enumerate_support:
             with suppress(NotImplementedError):  # a Binomial whose rows have different counts
@@ -190,14 +193,32 @@ def _root(family: _Family, outputs: Tensor) -> tuple[Tensor, Tensor]:
         return _of_hessian(lambda free: -family.at(free).log_prob(family.value), outputs)
 
 
+def _of_classes(logits: Tensor) -> Tensor:
+    """As `_of_values`, in closed form: the score of class c is 1 at c, less the probabilities."""
+    probabilities = logits.softmax(-1)
+    amplitudes = probabilities.sqrt()
+    scores = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device) - probabilities.unsqueeze(-1)
+    return _turned(scores, amplitudes)
+
+
 def _of_values(family: _Family, outputs: Tensor) -> Tensor:
     values = family.fn.enumerate_support(expand=False)
     values = values.reshape(len(values), 1, 1, *family.fn.event_shape)
     free = outputs.expand(len(values), *outputs.shape).clone().requires_grad_()
     log_prob = family.at(free).log_prob(values)
     (scores,) = torch.autograd.grad(log_prob.sum(), free)
-    root = (scores * (log_prob.detach() / 2).exp().unsqueeze(-1)).movedim(0, -1)
+    root = _turned(scores.movedim(0, -1), (log_prob.detach() / 2).exp().movedim(0, -1))
     return root if root.shape[-1] <= root.shape[-2] else _root_of(root @ root.mT)[0]
+
+
+def _turned(scores: Tensor, amplitudes: Tensor) -> Tensor:
+    """Scores `(..., k, r)` times roots of the probabilities of their values, `(..., r)`, in r - 1 columns.
+
+    Scores have mean 0: a reflection that turns the amplitudes, of length 1, to the last value leaves a column of 0.
+    """
+    amplitudes = amplitudes.unsqueeze(-2)
+    root = scores * amplitudes
+    return root[..., :-1] - root[..., -1:] * amplitudes[..., :-1] / (1 + amplitudes[..., -1:])
 
 
 def _of_hessian(function: Callable[[Tensor], Tensor], outputs: Tensor) -> tuple[Tensor, Tensor]:

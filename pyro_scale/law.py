@@ -89,7 +89,7 @@ def law_of(kernel: Kernel, step_size: float, curvature: float = 1.0) -> Law:
     )
 
 
-def noise_gain(response: Tensor, batches_per_epoch: float) -> float:
+def noise_gain(response: Tensor, batches_per_epoch: float, uneven: float = 0.0) -> float:
     """Variance that minibatches add, per unit of gradient variance, to what responds so: see `law_of`.
 
     Minibatches without replacement cut a permutation of the rows in pieces: within it their noise sums to 0, and
@@ -98,18 +98,20 @@ def noise_gain(response: Tensor, batches_per_epoch: float) -> float:
     Args:
         response: by lag.
         batches_per_epoch: N / n; infinity for rows drawn with replacement.
+        uneven: variance, relative to that of a minibatch, of what an epoch's noise sums to where it does not sum to 0.
     """
     white = float(response.square().sum())
     if batches_per_epoch <= 1:
         return 0.0
     if batches_per_epoch == float("inf"):
-        return white
+        return (1 + uneven) * white
     length = 2 * len(response)
     spectrum = torch.fft.rfft(response, length)
     autocovariance = torch.fft.irfft(spectrum.abs() ** 2, length)[: len(response)]
     lags = torch.arange(1, len(response), dtype=response.dtype)
     same = (1 - lags / batches_per_epoch).clamp(min=0)  # how often two steps so far apart are in one permutation
-    return max(0.0, white - 2 * float(same @ autocovariance[1:]) / (batches_per_epoch - 1))
+    cancelled = 2 * float(same @ autocovariance[1:]) / (batches_per_epoch - 1)
+    return max(0.0, white - cancelled) + uneven * white
 
 
 def _stationary(transition: Tensor, added: Tensor) -> Tensor:

@@ -69,9 +69,11 @@ def by_linear_model(
 
     Raises:
         ModelError: the model cannot be linearised; see `linear.functions`.
-        ArgumentError: a probit link of what is no logit.
+        ArgumentError: a probit link of what is no logit, or of normal sites alone.
     """
     found = functions(compiled, gaussian, diagonal=covariance == "diagonal")
+    if link == "probit":
+        _check_probit(compiled, gaussian)
     result = Prediction({})
     with seeded(seed, compiled.data.device):
         for name, function in found.items():
@@ -82,6 +84,17 @@ def by_linear_model(
             row = _Row(compiled, gaussian, name, function, num_samples, link, keep_draws)
             _write(result, name, row.everywhere(), function.axis, split=link == "monte_carlo")
     return result
+
+
+def _check_probit(compiled: CompiledModel, gaussian: Gaussian) -> None:
+    """Raises `ArgumentError` where normal sites are all, beside which a probit link is for those that it suits."""
+    sites = row_sites(compiled, gaussian.mean, tree.map(lambda leaf: leaf[:1], compiled.data.rows))
+    observed = [sites[site.name] for site in compiled.structure.of_kind("observed")]
+    if all(_is_normal(site) for site in observed):
+        raise ArgumentError(
+            f"link is 'probit', which is for Bernoulli and categorical sites, and site '{observed[0]['name']}' is "
+            "normal, and has a closed form. Leave link out."
+        )
 
 
 class _Row:

@@ -85,11 +85,19 @@ class Stream:
         data: what the loader yields.
         seed: of the order, and of what a dataset draws from torch's global generator, which is left as it was.
         check: raises `DataError` where rows do not suit the model.
+        named: how messages name a batch, by its number, counted from 1.
     """
 
-    def __init__(self, data: Streamed, seed: int, check: Callable[[dict[str, Tensor]], None]) -> None:
+    def __init__(
+        self,
+        data: Streamed,
+        seed: int,
+        check: Callable[[dict[str, Tensor]], None],
+        named: Callable[[int], str] = "Batch {} of the DataLoader".format,
+    ) -> None:
         self.data = data
         self.check = check
+        self.named = named
         with seeded(seed, torch.device("cpu")):
             self.state = torch.get_rng_state()
         self.batches: Iterator[Any] | None = None
@@ -99,7 +107,7 @@ class Stream:
         """The next batch, argument -> rows.
 
         Raises:
-            DataError: it is not like the first items of the dataset; names its number, counted from 1.
+            DataError: it is not like the first items of the dataset; names it.
         """
         batch = self._next()
         self.count += 1
@@ -109,7 +117,7 @@ class Stream:
             self.check(rows)
         except (ArgumentError, DataError) as error:
             raise DataError(
-                f"Batch {self.count} of the DataLoader: {error} Every batch must be like the first: see the dataset "
+                f"{self.named(self.count)}: {error} Every batch must be like the first: see the dataset "
                 "and its collate_fn."
             ) from error
         return rows

@@ -244,7 +244,7 @@ class Loop:
 
         if self.apart:
             state, noise = one(state), one(noise)
-            batch = batch if self.columns is None else one(batch)
+            batch = one(batch) if self.columns is not None else batch._replace(anchor=one(batch.anchor))
         tensors = self.recorded.tensors((state, batch, noise, settings))
         result = self.recorded.result(self.inlined(constants, tensors))
         if self.apart:

@@ -37,6 +37,8 @@ OPTIONS = {
     "cpp.fallback_scatter_reduce_sum": False,
     # the processor's flags say which vector instructions it has; trial programs would take seconds in every process
     "cpp.vec_isa_ok": True,
+    # numbers of a thread, as of torch's own loops: on a busy machine to wait for a second one took 20 times as long
+    "cpp.min_chunk_size": 2**15,
     # an LSTM's kernel returns a workspace of another size than torch says; what loops give is compared by ourselves
     "size_asserts": False,
 }

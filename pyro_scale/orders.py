@@ -1,8 +1,9 @@
-"""The order in which a `DataLoader` yields its rows: whether all have their turn, and count alike."""
+"""The order in which a `DataLoader` yields its rows: whether all have their turn, and count alike; and how much not."""
 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, cast
 
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
@@ -39,3 +40,21 @@ def check_order(loader: DataLoader[Any]) -> None:
             "The DataLoader's %s is taken to give every row the same chance, in an order of its own.",
             type(loader.sampler).__name__,
         )
+
+
+def epoch_of(loader: DataLoader[Any]) -> tuple[float, float]:
+    """How many batches N / n an epoch has, infinity if rows are drawn with replacement, and how uneven they are.
+
+    A permutation cut into equal batches has noise that sums to 0. A last batch of another length, or rows that are
+    dropped, leave a sum: with each row counted w times its variance is that of a row times the sum of w**2, less the
+    square of the sum of w by N. It is given relative to the variance of a minibatch, for each step.
+    """
+    num_data, drawn, size = len(cast(Any, loader.dataset)), len(cast(Any, loader.sampler)), int(loader.batch_size or 0)
+    if size >= num_data:
+        return 1.0, 0.0
+    whole, left = divmod(drawn, size)
+    lengths = [size] * whole + [left] * (left > 0 and not loader.drop_last)
+    squares, one = sum(1 / length for length in lengths) / len(lengths), 1 / size - 1 / num_data
+    if getattr(loader.sampler, "replacement", False):
+        return math.inf, squares / one - 1
+    return num_data / size, max(0.0, (squares - len(lengths) / num_data) / one)

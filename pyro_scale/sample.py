@@ -166,7 +166,8 @@ class Run:
         here, batch = self.steps.at(chain, chunk.step(number)[0])
         bad = [name for name, leaf in here.items() if not torch.isfinite(leaf).all()]
         reason = f"the position of site {names_of(bad)} is not finite" if bad else self.compiled.blame(here, batch)
-        return self._diverged(f"chain {chain}", chunk, number, f": {reason}")
+        one = "fit" if self.plan.traced else "chain"
+        return self._diverged(f"the {one}" if len(values) == 1 else f"{one} {chain}", chunk, number, f": {reason}")
 
     def _diverged(self, what: str, chunk: Chunk, number: int, reason: str = "") -> Ending:
         step_size = float(chunk.settings.step_size[number])

@@ -30,6 +30,7 @@ def largest_step(
     batches_per_epoch: float,
     limit: float,
     most_noise: float = MOST_NOISE,
+    uneven: float = 0.0,
 ) -> float:
     """The largest step size, to 5 per cent, at which the sds of a normal posterior are right within a tolerance.
 
@@ -43,6 +44,7 @@ def largest_step(
         batches_per_epoch: N / n.
         limit: the largest that comes into question.
         most_noise: that minibatches may add to the variance of draws, before it is taken out of the injected noise.
+        uneven: as `noise_gain` takes it.
     """
 
     def suits(step_size: float) -> bool:
@@ -52,7 +54,8 @@ def largest_step(
             return False
         if not hasattr(kernel, "gradient_variance"):
             return step_size**2 * noise <= most_noise and absorbed(step_size)
-        return noise == 0 or noise * noise_gain(law_of(kernel, step_size).response, batches_per_epoch) <= most_noise
+        gain = noise_gain(law_of(kernel, step_size).response, batches_per_epoch, uneven) if noise != 0 else 0.0
+        return noise * gain <= most_noise
 
     def absorbed(step_size: float) -> bool:
         if noise == 0:
@@ -93,16 +96,17 @@ def suited(
     batches_per_epoch: float,
     limit: float,
     most_noise: float,
+    uneven: float = 0.0,
 ) -> Suited:
     """A kernel with the largest step size that suits, and with what minibatches add taken out of the injected noise.
 
     Args:
-        kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise: as `largest_step` takes them.
+        kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise, uneven: as `largest_step` takes them.
         variance: V of every coordinate; {} for none.
     """
-    step_size = largest_step(kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise)
+    step_size = largest_step(kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise, uneven)
     law, chosen = law_of(kernel, step_size), replace(kernel, step_size=step_size)
     if variance and hasattr(kernel, "gradient_variance"):
-        share = noise_gain(law.response, batches_per_epoch) / noise_gain(law.response, math.inf)
+        share = noise_gain(law.response, batches_per_epoch, uneven) / noise_gain(law.response, math.inf)
         chosen = replace(chosen, gradient_variance=tree.scale(variance, share))
     return Suited(chosen, law, noise)

@@ -73,17 +73,18 @@ class Steps:
         one = tree.map(lambda leaf: leaf[0], start)
         num_chains = len(next(iter(start.values())))
         indices, noise, settings = inputs.example()
-        self.arriving = arriving_at(compiled, seed)
+        self.arriving = arriving_at(compiled, seed, anchor)
         self.batch = compiled.batch(indices)._replace(anchor=anchor) if self.arriving is None else self.arriving.example
         self.example = self.batch  # of the length that is compiled for
-        mapped = (True, indices is not None, True, False)
+        # chains share the rows of a loader, but have anchors of their own
+        mapped = (True, (False, False, False, True) if indices is None else True, True, False)
         every_step_the_same = (1,) if indices is None and self.arriving is None else ()
         self.large = tree.size(one) > LARGE
         self.by_block = self.shared = inputs.by_block
 
         def recorded(batch: Batch, position: Position) -> Step:
             if self.by_block:
-                blocks = Blockwise(table.target, bound, inputs, position, batch, every_step_the_same)
+                blocks = Blockwise(table.target, bound, inputs, mapped[:2], every_step_the_same, position, batch)
                 if self.arriving is None:
                     return blocks.step._replace(function=blocks)
                 reason = blocks.step.reason or "Batches of a loader may be of any length"

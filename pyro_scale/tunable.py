@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.law import law_of
@@ -16,9 +18,14 @@ from pyro_scale.types import Kernel
 def why_not_tuned(compiled: CompiledModel, kernel: Kernel) -> str:
     """What keeps a run from being tuned; "" if nothing does."""
     if compiled.local and compiled.batch_size is not None:
-        return f"site {names_of(list(compiled.local))} has a value for each row of the minibatches"
-    if isinstance(compiled.data, Streamed):
-        return "a DataLoader decides which rows come together"
+        return (
+            f"site {names_of(list(compiled.local))} has a value for each row of the minibatches. Standardise "
+            f"covariates, or set a step_size, as ps.kernels.{type(kernel).__name__}(step_size=0.01); where all rows "
+            "can be afforded at every step, batch_size=None is tuned"
+        )
+    if isinstance(compiled.data, Streamed) and type(compiled.data.loader).__iter__ is not DataLoader.__iter__:
+        name = type(compiled.data.loader).__name__
+        return f"{name} iterates in a way of its own, and may yield other rows than its dataset holds"
     if callable(kernel.temperature) or kernel.temperature == 0:
         return "the temperature is a schedule, or 0"
     known: Any = getattr(kernel, "gradient_variance", 0.0)

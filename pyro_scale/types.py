@@ -40,7 +40,7 @@ class Batch(NamedTuple):
         data: model argument -> its rows, `(n, ...)`; `(num_chains, n, ...)` where each chain has rows of its own.
         indices: which rows, `(n,)` or `(num_chains, n)`.
         scale: N / n, set by `CompiledModel.batch` and read by everything else.
-        anchor: of control variates, `()` without; one a chain where each has rows of its own.
+        anchor: of control variates, `()` without; one a chain in a step of all chains, whose rows a loader shares.
     """
 
     data: dict[str, Tensor]

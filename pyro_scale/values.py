@@ -20,17 +20,29 @@ def chosen(shapes: Mapping[str, Sequence[int]]) -> Places:
     places = {}
     for site, size in sizes.items():
         wanted = size if total <= MOST_VALUES else max(1, MOST_VALUES * size // total)
-        places[site] = np.linspace(0, size - 1, min(size, wanted)).round().astype(np.int64)
+        places[site] = evenly_spaced(size, wanted)
     return places
 
 
-def labels(site: str, shape: Sequence[int], places: NDArray[np.int64]) -> list[str]:
-    """Names of values of a site: "w[2, 0]", or "w" for a number.
+def evenly_spaced(total: int, most: int) -> NDArray[np.int64]:
+    """At most so many of the places 0 to total - 1, the first and the last among them.
+
+    Example:
+        >>> evenly_spaced(10, 4)
+        array([0, 3, 6, 9])
+    """
+    return np.linspace(0, total - 1, min(total, most)).round().astype(np.int64)
+
+
+def labels(site: str, shape: Sequence[int], places: NDArray[np.int64] | None = None) -> list[str]:
+    """Names of values of a site, at places of the flattened site or at all: "w[2, 0]", or "w" for a number.
 
     Example:
         >>> labels("w", (2, 3), np.array([0, 5]))
         ['w[0, 0]', 'w[1, 2]']
     """
+    if places is None:
+        places = np.arange(int(np.prod(shape, dtype=np.int64)))
     if not shape:
         return [site] * len(places)
     indices = zip(*(axis.tolist() for axis in np.unravel_index(places, tuple(shape))), strict=True)

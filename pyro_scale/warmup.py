@@ -31,6 +31,7 @@ from pyro_scale.diagonal import Diagonal
 from pyro_scale.errors import StartError
 from pyro_scale.gradient import ControlVariate, Frame, anchor_at, without_all_rows
 from pyro_scale.gradient_noise import noise_variance
+from pyro_scale.held import in_memory
 from pyro_scale.mode import DENSE_LIMIT
 from pyro_scale.progress import Reporter
 from pyro_scale.step_sizes import LARGEST, Suited, suited
@@ -75,7 +76,7 @@ class Tuner:
     """Warm-up under way; vectors `(..., d)` are in the whitened coordinates of the moment.
 
     Args:
-        compiled: the model.
+        compiled: the model of the run.
         kernel: whose step size is None.
         starts: of all chains, unconstrained; modes are sought above them.
         seed: of the pilot run.
@@ -94,27 +95,30 @@ class Tuner:
         num_samples: int,
         reporter: Reporter,
     ) -> None:
-        self.compiled = compiled
+        *seeds, last = derived_seeds(seed, 101)
+        self.held = in_memory(compiled, last, reporter.seek)
+        self.compiled = self.held.compiled
         self.kernel: Any = kernel
         self.tolerance = tolerance
         self.num_samples = num_samples
         self.reporter = reporter
         self.num_chains = len(next(iter(starts.values())))
-        self.seeds = iter(derived_seeds(seed, 100))
+        self.seeds = iter(seeds)
         self.generator = torch.Generator().manual_seed(next(self.seeds))
-        self.sd = math.sqrt(cast(float, kernel.temperature) / compiled.num_data)
+        self.sd = math.sqrt(cast(float, kernel.temperature) / self.compiled.num_data)
         size = compiled.batch_size
         self.noisy = size is not None and size < compiled.num_data
-        self.epoch = compiled.num_data / size if size is not None else 1.0
+        self.epoch, self.uneven = self.held.epoch
         self.largest_step = min(LARGEST, getattr(kernel, "max_step_size", LARGEST))
-        self.matrices: Dense | Diagonal = Dense(compiled, self.sd, self.generator)
+        self.matrices: Dense | Diagonal = Dense(self.compiled, self.sd, self.generator)
         if sum(shape.numel() for shape in compiled.latent.values()) > DENSE_LIMIT:
-            self.matrices = Diagonal(compiled, self.sd, self.generator, num_samples)
+            self.matrices = Diagonal(self.compiled, self.sd, self.generator, num_samples)
+        self.choices = self.matrices.choices if self.noisy and self.held.whole else (False,)
         modes, best = self.matrices.ascended(starts, reporter.seek)
         self.num_modes = len(modes)
-        self.whitened = Whitened(compiled, best, compiled.num_data)
+        self.whitened = Whitened(self.compiled, best, self.compiled.num_data)
         self.centers = torch.stack([self._vector(mode.position) for mode in modes or [best]])
-        self.anchored = self.noisy and self.matrices.choices[-1]
+        self.anchored = self.choices[-1]
         self.anchors: list[Anchor] = []  # at the centers, once they are asked for
         self.slower = 1.0  # than the normal's the chains of the pilot are, by this factor
 
@@ -148,9 +152,10 @@ class Tuner:
             "largest_curvature": self.hardest,
             "pilot_steps": taken,
         }
+        kernel, frame = self.held.of_run(self.chosen, self._frame(self.num_chains))
         return Tuned(
-            kernel=self.chosen,
-            frame=self._frame(self.num_chains),
+            kernel=kernel,
+            frame=frame,
             start=self._position(start),
             settling=self.matrices.settling(SETTLING * math.ceil(steps), thinning),
             thinning=thinning,
@@ -195,7 +200,7 @@ class Tuner:
         """The step size, and V, from curvature and noise at draws `(n, pilot chains, d)`."""
         curvatures = self.matrices.curvatures(self.whitened, self._some(draws).flatten(0, 1))
         self.hardest = max(HARDEST_CURVATURE, float(curvatures.quantile(quantile)))
-        found = [self._suited(draws, anchored) for anchored in (self.matrices.choices if self.noisy else (False,))]
+        found = [self._suited(draws, anchored) for anchored in self.choices]
         # a control variate is paid for by a second gradient
         best, self.anchored = min(found, key=lambda each: (1 + each[1]) * each[0].law.autocorrelation_time)
         self.chosen, self.law, self.noise = best
@@ -204,7 +209,7 @@ class Tuner:
         """The kernel with the step size that suits minibatches with control variates, or without."""
         variance: Position = self._variance(draws, anchored) if self.noisy else {}
         noise = self.matrices.strength(variance) / self.sd**2 if variance else 0.0
-        limits = self.epoch, self.largest_step, self.matrices.most_noise
+        limits = self.epoch, self.largest_step, self.matrices.most_noise, self.uneven
         return suited(self.kernel, self.tolerance / 2, self.hardest, variance, noise, *limits), anchored
 
     def _some(self, draws: Tensor) -> Tensor:

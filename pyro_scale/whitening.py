@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from typing import Any
 
@@ -50,6 +51,13 @@ class Whitened:
         back = torch.diag(self.inverse) if self.inverse.ndim == 1 else self.inverse
         result.factor = dense @ spread
         result.inverse = torch.linalg.solve_triangular(spread, back, upper=False)
+        return result
+
+    def of(self, target: Any, num_data_ratio: float) -> Whitened:
+        """Those of another target at the same curvature, of so many times as many rows."""
+        result, unit = copy(self), math.sqrt(num_data_ratio)
+        result.target, result.factor, result.inverse = target, unit * self.factor, self.inverse / unit
+        result._cut()
         return result
 
     def _cut(self) -> None:

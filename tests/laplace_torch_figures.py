@@ -46,8 +46,7 @@ def figures(network: str, likelihood: str) -> dict[str, Any]:
     for subset in ("all", "last_layer"):
         for structure in ("diag", "full", "kron"):
             for backend in (CurvlinopsGGN, CurvlinopsEF):
-                # their empirical Fisher information of a regression is 2 sigma**2 times that of the log-likelihood
-                if backend is CurvlinopsEF and (subset == "last_layer" or likelihood == "regression"):
+                if backend is CurvlinopsEF and subset == "last_layer":
                     continue
                 options: dict[str, Any] = {"sigma_noise": SIGMA} if likelihood == "regression" else {}
                 la = Laplace(

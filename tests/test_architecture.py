@@ -22,20 +22,19 @@ FOLDERS = {"pyro_scale": "pyro_scale", "models": "pyro_scale.models", "diagnosti
 
 # A file imports only from files above it. A folder counts as one row: its files may import each other, without a cycle.
 ORDER = [
-    "types", "tree", "errors", "checks", "schedules", "kinds", "floating", "derivative", "gaussians", "curvature",
-    "kernels", "arrays", "datasets", "data", "records", "params", "contraction", "enumeration", "bijections",
-    "subsample", "handlers", "freed", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites",
-    "outputs", "unbounded", "information", "starts", "terms", "compile", "graph", "in_place", "recorder", "tracing",
-    "capture", "cached", "inductor", "native", "inlined", "choice", "keyed", "batches", "hessian", "mode", "climbs",
-    "law", "bias",
-    "step_sizes", "spread", "convergence", "superchains", "whitening", "gradient", "local", "inputs", "arriving",
-    "progress", "moments", "collected", "loop", "blocks", "steps", "draws", "given", "initial", "sample", "pilot",
-    "gradient_noise", "dense", "products", "newton_cg", "ascent", "fisher", "seen", "diagonal", "tunable", "warmup",
-    "other_rows", "split", "prediction", "predict", "linear", "linearized", "predictions", "inference_data",
-    "stored_gaussians", "storage", "groups", "values", "contents", "temperature", "health", "mixing", "assessment",
-    "posterior", "outcome", "standing_priors", "files", "module_checks", "parameter_priors", "module_models",
-    "asked", "fit", "descent", "at_mode", "fit_checks", "laplace_fit", "approximate", "evidence", "evidence_climb",
-    "empirical_bayes", "inference", "__init__", "__main__",
+    "types", "tree", "errors", "values", "checks", "schedules", "kinds", "floating", "derivative", "gaussians",
+    "curvature", "kernels", "arrays", "datasets", "data", "records", "params", "contraction", "enumeration",
+    "bijections", "subsample", "handlers", "first_runs", "orders", "loaders", "plates", "rows", "support", "sites",
+    "outputs", "unbounded", "information", "starts", "terms", "compile", "threads", "graph", "in_place", "recorder",
+    "tracing", "capture", "cached", "inductor", "native", "inlined", "choice", "keyed", "batches", "hessian",
+    "mode", "climbs", "law", "bias", "step_sizes", "spread", "convergence", "superchains", "whitening", "gradient",
+    "local", "inputs", "arriving", "held", "progress", "moments", "collected", "loop", "blocks", "steps", "draws",
+    "given", "initial", "sample", "pilot", "gradient_noise", "dense", "products", "newton_cg", "ascent", "fisher",
+    "seen", "diagonal", "tunable", "warmup", "other_rows", "split", "prediction", "predict", "linear", "linearized",
+    "predictions", "inference_data", "stored_gaussians", "storage", "groups", "contents", "temperature", "health",
+    "mixing", "assessment", "posterior", "outcome", "standing_priors", "files", "module_checks", "parameter_priors",
+    "module_models", "asked", "fit", "descent", "at_mode", "fit_checks", "laplace_fit", "approximate", "evidence",
+    "evidence_climb", "empirical_bayes", "inference", "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else

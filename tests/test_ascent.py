@@ -10,7 +10,7 @@ from small_models import numbers
 from torch import Tensor
 
 from pyro_scale import tree
-from pyro_scale.ascent import WINDOW, Ascent, _Moving, _rise
+from pyro_scale.ascent import FIRST_RATE, WINDOW, Ascent, _Moving, _rise
 from pyro_scale.compile import compile_model
 
 NUM_ROWS = 50
@@ -80,6 +80,16 @@ def test_it_takes_no_more_steps_than_it_may(most: int) -> None:
     climb = ascent(20).climb(START, UNITS, most)
     assert climb.num_steps == most
     assert not climb.converged
+
+
+def test_in_the_second_half_of_the_steps_the_rate_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(_Moving, "step", lambda moving, gradient, rate: rates.append(rate))
+    ascent(None).climb(START, UNITS, 4 * WINDOW)
+    whole, last = rates[:WINDOW], rates[3 * WINDOW :]
+    assert whole == [FIRST_RATE] * WINDOW
+    left = [(WINDOW - step) / WINDOW for step in range(WINDOW)]
+    assert [rate / last[0] for rate in last] == pytest.approx(left)
 
 
 def test_where_it_starts_at_the_mode_it_stops_soon() -> None:

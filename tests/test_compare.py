@@ -300,7 +300,7 @@ BAD: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "reference": ([made(mu=chains(0.0, 1.0))], {"reference": "nuts"}, "compare got a str; it takes posteriors"),
     "nothing shared": (
         [made(mu=chains(0.0, 1.0))], {"reference": made(tau=chains(0.0, 1.0))},
-        r"no parameter in common: \['tau'\] and \['mu'\]",
+        r"no parameter in common: \['tau'\] and \['mu'\]. Compare posteriors of one model",
     ),
 }  # fmt: skip
 

@@ -121,6 +121,33 @@ def test_a_window_teaches_means_and_covariance() -> None:
     assert learned.spread[0, 1] == 0  # a lower triangle
 
 
+def test_a_covariance_is_worth_its_independent_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def shrunk(draws: Tensor, effective: float) -> Tensor:
+        told.append(effective)
+        return torch.eye(2).double()
+
+    monkeypatch.setattr(dense_module, "shrunk_covariance", shrunk)
+    learned = window(0.3)
+    assert learned is not None
+    assert told == [pytest.approx(100 * CHAINS / learned.time)]
+
+
+def test_time_is_that_of_the_slower_of_mean_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of positions without memory whose width changes slowly: a sine of 60 positions, and then a mean that does."""
+    times, white = torch.arange(150).double(), numbers(150, CHAINS, 2, seed=6)
+    wave = (times / 10).sin().reshape(-1, 1, 1)
+    found = []
+    for positions in (white, white * (0.1 + wave.abs()), white + 3 * wave):
+        monkeypatch.setattr(dense_module, "explore", lambda *arguments, at=positions: {"w": 0.1 * at})
+        learned = window(0.3)
+        assert learned is not None
+        found.append(learned.time)
+    print(found)
+    assert found[0] == 1 and found[1] > 1.5 and found[2] > 4
+
+
 def test_centers_are_of_their_own_chains() -> None:
     learned = window(0.3, groups=3)
     assert learned is not None

@@ -61,6 +61,21 @@ def test_the_mode_is_that_of_matrices_and_its_curvature_their_diagonal() -> None
     assert best.log_posterior == pytest.approx(exact.log_posterior, abs=0.01)
 
 
+def test_a_sample_of_the_rows_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curvature is that of all rows, and the mode near theirs: its own is 4 away in variances."""
+    monkeypatch.setattr(diagonal_module, "NEWTON_ROWS", 40)
+    model = compiled()
+    found = pieces(model)._newton(tree.map(torch.zeros_like, model.initial_position(0)))
+    exact = find_mode(model, model.initial_position(0))
+    assert found is not None
+    position, curvature = found
+    off = tree.ravel(position) - tree.ravel(exact.position)
+    print(float(off @ exact.negative_hessian @ off), (curvature / exact.negative_hessian.diagonal()).tolist())
+    assert float(off @ exact.negative_hessian @ off) < 0.5
+    ratio = curvature / exact.negative_hessian.diagonal()
+    assert float(ratio.log().mean().exp()) == pytest.approx(1, abs=0.3)
+
+
 def signs(y: Tensor) -> None:
     a = pyro.sample("a", dist.Normal(0.0, 10.0))
     with pyro.plate("data", len(y)):
@@ -74,6 +89,22 @@ def test_ends_of_climbs_that_differ_are_modes_of_their_own() -> None:
     assert len(modes) == 2  # of four climbs
     assert {float(mode.position["a"].sign()) for mode in modes} == {1.0, -1.0}
     assert float(best.negative_hessian) == pytest.approx(NUM_ROWS + 0.01, rel=1e-6)
+
+
+def test_first_starts_are_within_the_posterior_where_it_is_narrowest() -> None:
+    """Of correlation 0.8, a diagonal leaves a largest curvature of 1.8."""
+    covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]]).double()
+
+    def pair(y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 100.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("obs", dist.MultivariateNormal(w, covariance), obs=y)
+
+    y = numbers(NUM_ROWS, 2, seed=9) @ torch.linalg.cholesky(covariance).T
+    found = pieces(compile_model(pair, {"y": y}, batch_size=20))
+    found.ascended({"w": torch.zeros(1, 2).double()}, nowhere)
+    print(found.scatter)
+    assert found.scatter == pytest.approx(1.8**-0.5, rel=0.15)
 
 
 def whitened(model: CompiledModel, correlation: float = 0.0) -> Whitened:
@@ -126,6 +157,19 @@ def test_a_window_teaches_means_and_variances() -> None:
     assert torch.allclose(learned.spread, torch.full((3,), 0.5).double(), rtol=5 * (2 * effective) ** -0.5)
     assert float(learned.centers.abs().max()) < 5 * 0.5 * (NUM_ROWS * effective) ** -0.5
     assert learned.draws.shape == (200, 32, 3)
+
+
+def test_variances_are_worth_their_independent_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def shrunk(variances: Tensor, effective: float) -> Tensor:
+        told.append(effective)
+        return torch.ones(3).double()
+
+    monkeypatch.setattr(diagonal_module, "shrunk_variances", shrunk)
+    learned = window(0.4, 300)
+    assert learned is not None
+    assert told == [pytest.approx(200 * 32 / learned.time)]
 
 
 def test_a_short_window_teaches_neither() -> None:

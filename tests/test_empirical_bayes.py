@@ -55,6 +55,29 @@ def test_conjugate_regression_reaches_the_maximum_of_its_evidence():
     assert found.num_fits <= 80
 
 
+@pytest.mark.parametrize("method", ["laplace_dense", "laplace_diag", "laplace_kfac", "laplace_lowrank"])
+def test_every_structure_reaches_the_maximum_where_it_is_exact(method):
+    """One output, and covariates that are orthogonal: the precision is diagonal, and a Kronecker product."""
+    x = torch.linalg.qr(X).Q * ROWS**0.5
+    y = x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + 0.3 * normals(1, ROWS)
+
+    def model(x, y=None, prior_scale=1.0):
+        w = pyro.sample("w", dist.Normal(0.0, prior_scale).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(x @ w, 0.3), obs=y)
+
+    def evidence(scale):
+        covariance = scale**2 * x.numpy() @ x.numpy().T + 0.3**2 * np.eye(ROWS)
+        return multivariate_normal.logpdf(y.numpy(), np.zeros(ROWS), covariance)
+
+    found = ps.maximize_marginal_likelihood(
+        model, {"x": x, "y": y}, {"prior_scale": 0.5}, method, num_samples=2, seed=0
+    )
+    exact = minimize(lambda z: -evidence(math.exp(z[0])), np.zeros(1), method="Nelder-Mead", tol=1e-10)
+    assert found.values["prior_scale"] == pytest.approx(math.exp(exact.x[0]), rel=1e-4)
+    assert found.log_marginal_likelihood == pytest.approx(-exact.fun, rel=1e-9)
+
+
 def log_evidence_of_logistic(x, y, scale):
     """Newton's method, and the determinant of the Hessian, by numpy."""
     w = np.zeros(x.shape[1])

@@ -24,7 +24,8 @@ PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def test_example(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(path), "--num-samples", "30", "--out", str(tmp_path / "out")]
     command += ["--epochs", "2"] if '"--epochs"' in path.read_text(encoding="utf-8") else []
-    environment = {**os.environ, "PYTHONWARNINGS": "", "MPLBACKEND": "Agg"}
+    # as the tests themselves, of which there is one a core
+    environment = {**os.environ, "PYTHONWARNINGS": "", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     files = sorted((tmp_path / "out").iterdir())

@@ -23,7 +23,7 @@ from pyro_scale import capture
 from pyro_scale.capture import CaptureError
 from pyro_scale.errors import ArgumentError, MinibatchError, ModelError, NonFiniteError
 from pyro_scale.gaussians import sample
-from pyro_scale.kernels import MAP, SVGD, SWAG, DenseVI, DiagonalEKF, DiagonalVI, Ensemble, LowRankVI
+from pyro_scale.kernels import MAP, SVGD, SWAG, DenseLaplace, DenseVI, DiagonalEKF, DiagonalVI, Ensemble, LowRankVI
 from pyro_scale.posterior import Posterior
 from pyro_scale.schedules import cosine
 
@@ -87,6 +87,9 @@ ROWS_OF_FITS = {
     "vi_dense": Row("vi_dense", 0.01, 0.01, options={"warmup_steps": 100}),
     "vi_dense, cold": Row(DenseVI(step_size=cosine(0.3, 0.0, 1000), initial_sd=0.05), 0.01, 0.01, options=COLD),
     "vi_dense, minibatches": Row("vi_dense", 0.09, 0.05, options={**BATCHES, "warmup_steps": 1000}),
+    "vi_dense, minibatches, particles": Row(
+        DenseVI(num_particles=8), 0.03, 0.045, options={**BATCHES, "warmup_steps": 2000}
+    ),
     "vi_lowrank": Row(LowRankVI(rank=2), 0.03, 0.03, options={"warmup_steps": 500}),
     "swag": Row("swag", 0.1, 0.5, options=BATCHES),
     "svgd": Row("svgd", 0.02, 0.2, options={"warmup_steps": 500}),
@@ -147,6 +150,8 @@ def test_what_a_posterior_of_a_fit_can_do(name: str, fits: dict[str, Posterior],
     assert all(value.shape[:2] == shape for value in posterior.sample_stats.values())
     assert posterior.trace is not None and len(posterior.trace) == (shape[0] if name == "ensemble" else 1)
     assert "R-hat" not in str(posterior.health)
+    table = ps.diagnostics.summary(posterior)
+    assert table[["ess_bulk", "ess_tail", "r_hat"]].isna().to_numpy().all() and table["mean"].notna().all()
     if posterior.approximation is not None:
         again = sample(posterior.approximation, 5, torch.Generator().manual_seed(3))
         assert torch.equal(posterior.sample(5, seed=3)["w"], again["w"])
@@ -165,6 +170,7 @@ def test_what_a_posterior_of_a_fit_can_do(name: str, fits: dict[str, Posterior],
     assert torch.equal(loaded.sample(4, seed=2)["w"], posterior.sample(4, seed=2)["w"])
     assert torch.equal(loaded.predict(new).mean["obs"], predicted)
     assert alone.sample(4, seed=2)["w"].shape == (4, COLUMNS)
+    assert ps.diagnostics.summary(tmp_path / "fit.nc").equals(table)
     assert type(alone.approximation) is type(posterior.approximation)
     assert str(alone.health) == str(posterior.health)
 
@@ -313,6 +319,8 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("svgd", {"initial": {"w": torch.zeros(3)}}, ArgumentError, "initial['w'] has shape (3,)"),
     ("ensemble", {"num_chains": 0}, ArgumentError, "num_chains is 0; it must be a whole number of at least 1."),
     ("vi_diag", {"num_superchains": 2}, ArgumentError, "num_superchains is 2, and DiagonalVI has no chains"),
+    ("map", {"thinning": 5}, ArgumentError,
+     "thinning is 5, and MAP has no chains that it could be of: leave it out."),
     (MAP(optimizer=lambda params: "adam"), {"warmup_steps": 3}, ArgumentError,
      "The function that is the optimizer returned"),
 ]  # fmt: skip
@@ -363,6 +371,33 @@ def test_a_climb_that_has_not_arrived_is_told(caplog: pytest.LogCaptureFixture) 
     assert fitted("map", warmup_steps=0).health  # Newton's method
 
 
+def test_a_distance_from_the_mode_is_the_same_to_all() -> None:
+    """Root mean square over coordinates of Newton's step, in sds: of a mode, and of a normal around it."""
+    climb = MAP(step_size=1e-3)
+    options: dict[str, Any] = {"warmup_steps": 5, "initial": {"w": MEAN + 0.5 * SDS}}
+    mode, normal = fitted(climb, **options), fitted(DenseLaplace(optimizer=climb), **options)
+    away = mode.draws["w"][0, 0] - MEAN
+    wanted = float(away @ torch.linalg.solve(COVARIANCE, away) / COLUMNS) ** 0.5
+    for fit in (mode, normal):
+        assert fit.health["distance from the mode, in sds"].value == pytest.approx(wanted, rel=1e-6)
+
+
+def test_beyond_300_coordinates_it_is_the_gradient_that_is_told() -> None:
+    """At 0, with rows of mean 1 and precision 30 + 1: 30 / 31**0.5, as far as its estimate of the curvature goes."""
+
+    def wide(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0).expand([301]).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("obs", dist.Normal(mu, 1.0).to_event(1), obs=y)
+
+    y = torch.ones(30, 301, dtype=torch.float64)
+    y[:15] += 1
+    y[15:] -= 1
+    fit = ps.infer(wide, {"y": y}, MAP(step_size=1e-3), warmup_steps=0, initial={"mu": torch.zeros(301)}, seed=0)
+    check = fit.health["gradient at the mode, in sds"]
+    assert check.value == pytest.approx(30 / 31**0.5, rel=0.1) and check.limit == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("warmup_steps", [0, 1])
 def test_a_path_without_width_is_told(warmup_steps: int, dtype: torch.dtype) -> None:
@@ -370,6 +405,25 @@ def test_a_path_without_width_is_told(warmup_steps: int, dtype: torch.dtype) -> 
     assert float(fit.draws["w"].std(1).max()) < 1e-6
     assert "Raise warmup_steps" in fit.health["steps of the path"].remedy and not fit.health
     assert fit.approximation is not None and fit.approximation.log_prob(fit.approximation.mean).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "remedy"),
+    [
+        (SVGD(num_particles=100), {"warmup_steps": 300}, ""),
+        (SWAG(step_size=1e-5), {"batch_size": 16, "warmup_steps": 300}, "Raise step_size or lower batch_size"),
+        (SWAG(step_size=4e-3), {"batch_size": 16, "warmup_steps": 500}, "times as wide as the posterior. Raise warmup"),
+    ],
+)
+def test_draws_of_the_wrong_width_are_told(method: Any, options: dict[str, Any], remedy: str) -> None:
+    """By gradients, against what the exact posterior says of their width, both over all coordinates."""
+    fit = fitted(method, **{"initial": {"w": MEAN}, **options})
+    check = fit.health["sd error, by gradients"]
+    draws = fit.draws["w"][0] - fit.draws["w"][0].mean(0)
+    wanted = float(((draws @ torch.linalg.inv(COVARIANCE)) * draws).mean()) ** 0.5 - 1
+    assert check.value == pytest.approx(abs(wanted), abs=0.02, rel=0.05)
+    assert check.passed == (remedy == "") and remedy in check.remedy
+    assert check.passed == (abs(wanted) < 0.25)
 
 
 def test_a_filter_that_does_not_take_in_every_row_once_is_told() -> None:
@@ -439,6 +493,8 @@ def test_a_climb_to_the_start_that_is_stopped_is_kept(method: str, monkeypatch: 
     options: dict[str, Any] = {"seed": 0, "warmup_steps": 50, "progress": False}
     posterior = ps.infer(regression, loader, method, callback=lambda progress: progress.step >= 3, **options)
     assert posterior.draws["w"].shape == (1, 1, COLUMNS) and not posterior.health
+    assert "on the climb to a mode, before any step of" in posterior.settings["ended_early"]
+    assert "there is no approximation, and the draws are the place" in posterior.health["early end"].remedy
 
     def fail(progress: Any) -> bool:
         raise ZeroDivisionError("in the callback")
@@ -449,12 +505,13 @@ def test_a_climb_to_the_start_that_is_stopped_is_kept(method: str, monkeypatch: 
 
 
 def test_a_fit_that_is_no_longer_finite_keeps_what_it_had() -> None:
-    for kernel in (
-        DiagonalVI(step_size=1e3, initial_sd=1.0),
-        MAP(step_size=1e3),
-        MAP(optimizer=lambda params: torch.optim.SGD(params, lr=1e6)),
+    for kernel, words in (
+        (DiagonalVI(step_size=1e3, initial_sd=1.0), "the fit is not finite"),
+        (MAP(step_size=1e3), "the fit is not finite"),
+        (Ensemble(step_size=1e3), "fit [0-3] is not finite"),
+        (MAP(optimizer=lambda params: torch.optim.SGD(params, lr=1e6)), "the log posterior of fit 0 is not finite"),
     ):
-        with pytest.raises(NonFiniteError, match=r"^The fit ended early: after \d+ of 50 steps ") as caught:
+        with pytest.raises(NonFiniteError, match=rf"^The fit ended early: after \d+ of 50 steps {words}") as caught:
             ps.infer(counts, COUNTS, kernel, seed=0, warmup_steps=50)
         posterior = caught.value.posterior
         assert posterior.draws["w"].isfinite().all()

@@ -16,6 +16,7 @@ from pyro_scale.diagnostics import khat
 from pyro_scale.diagnostics.importance import weighted_positions
 from pyro_scale.diagnostics.psis import smoothed
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_scale import hessian
 from pyro_scale.compile import CompiledModel, compile_model
@@ -111,6 +112,15 @@ def test_ratios_are_those_of_unconstrained_densities_of_all_rows(
         sd = {"mu": 1.0, "value": 0.5}.get(center) or at["s"].exp()
         expected.append(float(density + normal(Y, loc, sd).sum()))
     np.testing.assert_allclose(ratios, expected, rtol=1e-10)
+
+
+def test_all_rows_of_a_loader_count_once() -> None:
+    """In whatever order and batches they come."""
+    loader = DataLoader(TensorDataset(Y), batch_size=7, shuffle=True, generator=generator(0))
+    mean = {"mu": torch.tensor(MEAN, dtype=torch.float64)}
+    streamed = made(compile_model(known_variance, loader), around(mean, SD / 1.5))
+    found, whole = khat(streamed, resampled=20), khat(narrower(1.5), resampled=20)
+    assert found.k == pytest.approx(whole.k, abs=1e-8) and found.draws["mu"].shape == (1, 20)
 
 
 def test_resampled_draws_are_of_the_posterior() -> None:

@@ -274,6 +274,23 @@ def test_empirical_information_is_of_the_gradients_of_rows():
     torch.testing.assert_close(precision_of(found.gaussian), torch.diag(expected.diagonal()), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("sigma", [0.6, 1.0, 2.0])
+def test_empirical_information_of_a_regression_in_closed_form(sigma):
+    """Sum of r**2 x x' / sigma**4 over rows with residuals r: of the gradients r x / sigma**2 of log p."""
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(x @ w, sigma), obs=y)
+
+    w = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+    residuals = DATA["y"] - X @ w
+    expected = X.T @ (residuals.square()[:, None] * X) / sigma**4 + torch.eye(3, dtype=torch.float64)
+    compiled = ps.compile_model(model, DATA, batch_size=5)
+    found = laplace_at(compiled, DenseLaplace(curvature="fisher"), {"w": w}, 0)
+    torch.testing.assert_close(precision_of(found.gaussian), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_a_part_of_the_sites_is_normal_given_the_others(tmp_path):
     whole = ps.infer(linear, DATA, "laplace_dense", num_samples=3, seed=0)
     part = ps.infer(linear, DATA, DenseLaplace(sites="w"), num_samples=30, seed=0)

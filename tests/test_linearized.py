@@ -268,6 +268,14 @@ def test_seeds_and_the_rows_of_the_fit() -> None:
         posterior.predict({"x": X_NEW, "y": torch.full((6,), 7)}, linearized=True)
 
 
+def test_a_probit_link_of_normal_sites_alone_is_refused() -> None:
+    posterior, _ = posterior_at(regression, {"x": X, "y": Y})
+    with pytest.raises(
+        ArgumentError, match=r"^link is 'probit', .* 'obs' is normal, and has a closed form. Leave link out.$"
+    ):
+        posterior.predict({"x": X_NEW}, linearized=True, link="probit")
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no approximation": (
         {"linearized": True},

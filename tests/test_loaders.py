@@ -42,6 +42,7 @@ from pyro_scale.sample import Run
 
 LABELS = (X[:, 0] > 0).long()
 SHORT: dict[str, Any] = {"num_samples": 3, "warmup_steps": 1, "thinning": 2, "num_chains": 2, "seed": 0}
+SHORT["method"] = SGHMC(step_size=SGHMC.default_step_size)  # what runs that are tuned do is in test_held.py
 # a machine of one core, and Python from 3.12 on, have something to say about processes
 with_workers = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create", "ignore:This process .* is multi-threaded:DeprecationWarning"

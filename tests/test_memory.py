@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import resource
 import sys
-from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -16,12 +14,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_scale import tree
 from pyro_scale.capture import record
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.derivative import grad_and_value
-from pyro_scale.freed import LARGE
 from pyro_scale.inference import infer
 from pyro_scale.initial import initial_positions
 from pyro_scale.kernels import BAOAB, SGHMC, SGLD
@@ -74,21 +70,6 @@ def test_a_run_holds_position_and_momentum(compiled: CompiledModel) -> None:
     assert large_storages() == before + 4
     assert run.advance(Reporter(PLAN.num_steps, False, None)) is None
     assert large_storages() == before + 4
-
-
-def test_freed_blocks_between_others_go_back_to_the_system(compiled: CompiledModel) -> None:
-    """Blocks of 6 MB: the C library would keep them until all beside them are free."""
-    if sys.platform != "linux":
-        return
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-    blocks = [torch.ones(6 * 2**18) for _ in range(40)]
-    held = resident()
-    del blocks[::2]
-    assert held - resident() > 0.9 * 20 * 6 * 2**20
-    assert tree.size(compiled.structure.position) > LARGE
 
 
 class Living(TorchDispatchMode):

@@ -362,3 +362,17 @@ def test_recurrent_layers_are_compiled(layers: int) -> None:
     assert (found.how, expected.how) == ("compiled", "captured")
     for name in expected.draws:
         torch.testing.assert_close(found.draws[name], expected.draws[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("length", "threads"), [(2**14, False), (2**18, True)])
+def test_short_loops_keep_to_one_thread(
+    length: int, threads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    compiled = compile_native(lambda x: [x.sin()], [torch.zeros(length)])
+    x = torch.linspace(0, 1, length)
+    assert torch.allclose(compiled([x])[0], x.sin())
+    code = "".join(path.read_text() for path in tmp_path.rglob("*.cpp"))
+    assert "sin" in code
+    assert ("omp parallel" in code) == threads

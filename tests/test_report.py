@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from page_reader import Page
 from posterior_cases import exact_posterior, generator, posterior_of, regression
 from pyro_scale.diagnostics import report, summary
+from pyro_scale.diagnostics.evidence import gather
+from pyro_scale.diagnostics.predictions import predicted
 from torch import Tensor
 
 import pyro_scale as ps
@@ -84,7 +89,9 @@ def test_the_comparison_marks_a_mean_that_is_off(full: Page, rows: tuple[Tensor,
     """0.1 is more than a posterior sd of about 0.08, and far beyond the Monte Carlo error of 800 draws."""
     assert {name for name, _ in full.bad} >= {"all", "w[0]", "w[1]"}
     table = full.sections["Against the reference"]
-    assert table.index("energy p") < table.index("MMD p") < table.index("0.001") < table.index("Mean error")
+    assert "all values together differ by more than chance: p = 0.001 by energy distance and p = 0.001 by" in table
+    assert table.index("p = 0.001") < table.index("mean error") < table.index("Mean error") < table.index("seconds")
+    assert "this posterior" in table and "the reference" in table
 
 
 def test_failed_checks_come_first_with_their_remedy_and_mark_cells(tmp_path: Path) -> None:
@@ -189,7 +196,7 @@ def test_one_section_that_fails_leaves_the_others(tmp_path: Path, rows: tuple[Te
 
     posterior.predict = fails  # type: ignore[assignment, method-assign]
     page = written(posterior, tmp_path)
-    assert "Predictive check: ValueError: the model has lost its mind" in page.sections["Not shown"]
+    assert "Predictive check, Calibration: ValueError: the model has lost its mind" in page.sections["Not shown"]
     assert "and more" not in page.sections["Not shown"] and set(page.sections) >= OF_CHAINS
 
 
@@ -226,7 +233,12 @@ WRONG: list[tuple[str, Callable[[Path], tuple[Any, Any]], type[Exception], str]]
     ("no page", lambda at: (CASES["a point, (1, 1)"][0], at / "r.pdf"), ArgumentError, "must end in .html"),
     ("no folder", lambda at: (CASES["a point, (1, 1)"][0], at / "no" / "r.html"), FileNotFoundError, "make it first"),
     ("a folder", lambda at: (CASES["a point, (1, 1)"][0], at / "d.html"), IsADirectoryError, "is a folder"),
-    ("unwritable", lambda at: (CASES["a point, (1, 1)"][0], "/proc/r.html"), OSError, "/proc"),
+    (
+        "unwritable",
+        lambda at: (CASES["a point, (1, 1)"][0], "/proc/r.html"),
+        OSError,
+        "nothing can be written into this folder",
+    ),
     ("no draws", lambda at: (made({}), at / "r.html"), ArgumentError, "no draws of any site"),
 ]
 
@@ -260,6 +272,23 @@ def test_a_failure_leaves_the_page_that_was_there(tmp_path: Path, monkeypatch: p
     assert os.listdir(tmp_path) == ["report.html"]
 
 
+REFERENCES = {
+    "another site": ({"v": normals(4, 50)}, "Against the reference: The posteriors have no parameter in common"),
+    "another shape": ({"w": normals(4, 50, 3)}, "values, 1 of this posterior and 1 of the reference."),
+    "NaN": ({"w": torch.full((4, 50, 2), torch.nan)}, "or are not finite, leave no distance"),
+    "constant": ({"w": torch.ones(4, 50, 2)}, "No value varies in the reference"),
+    "fewer sites": ({"w": normals(4, 50, 2)}, "values, 1 of this posterior."),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_reference_that_does_not_fit_says_so(name: str, tmp_path: Path) -> None:
+    draws, message = REFERENCES[name]
+    page = written(made({"w": normals(4, 50, 2), "b": normals(4, 50)}), tmp_path, reference=made(draws))
+    assert message in page.sections.get("Against the reference", "") + page.sections["Not shown"]
+    assert "Error" not in page.sections["Not shown"] and "Error: the point" not in page.source
+
+
 def test_a_reference_must_be_a_posterior(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="reference is a str; it must be a Posterior"):
         report(made({"w": normals(4, 50)}), tmp_path / "report.html", reference="nuts.nc")  # type: ignore[arg-type]
@@ -284,4 +313,61 @@ def test_a_fit_has_its_objective_and_no_chains(rows: tuple[Tensor, Tensor], tmp_
     assert {"Summary", "Objective", "Pairs"} <= set(page.sections)
     assert not set(page.sections) & {"Traces", "Ranks", "Autocorrelation", "Effective sample size"}
     assert "the draws are no chains" in page.sections["Not shown"]
+    assert page.sections["Not shown"].count("the draws are no chains") == 1  # of many sections, once
     assert "R-hat" not in page.sections[""]  # the verdict
+    assert "DiagonalVI: 100 draws of a normal" in page.source and "khat(posterior)" in page.sections[""]
+    assert not any(name in page.sections["Summary"] for name in ("ESS", "R-hat", "–"))
+    table = summary(given)
+    assert table[["ess_bulk", "ess_tail", "r_hat"]].isna().all(axis=None)
+    draws = fit.draws["w"][0].numpy()
+    np.testing.assert_allclose(table["mcse_mean"], draws.std(0, ddof=1) / 10)
+    np.testing.assert_allclose(table["mcse_sd"], draws.std(0) / 200**0.5, rtol=0.3)  # of a normal, by theory
+
+
+def test_a_point_is_no_distribution(rows: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    """But it predicts one: of 40 rows 90 % intervals hold 0.9, give or take 0.05."""
+    point = ps.infer(regression, {"x": rows[0], "y": rows[1]}, "map", seed=0, progress=False)
+    page = written(point, tmp_path, reference=exact_posterior(*rows, num_samples=200))
+    assert "MAP: a point, 2 values" in page.source
+    assert "can be relied on" not in page.sections[""] and "says nothing of how uncertain" in page.sections[""]
+    assert "value" in page.sections["Summary"] and "quantiles" not in page.sections["Summary"]
+    against = page.sections["Against the reference"]
+    assert "all values together" not in against
+    assert "Error: the point minus" in against and "sd ratio" not in against
+    assert not page.bad  # the mode is the mean
+    coverage = re.search(r"coverage 90(0\.\d+)", page.sections["Calibration"])
+    assert coverage is not None and abs(float(coverage[1]) - 0.9) < 0.15
+
+
+def test_an_ensemble_of_classes_is_judged_by_its_probabilities(rows: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        module = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+    model = ps.bayesian(module, prior=dist.Normal(0.0, 1.0), likelihood=lambda z: dist.Categorical(logits=z))
+    labels = (rows[0][:, 0] > 0).long() + (rows[0][:, 1] > 0).long()
+    fits = ps.infer(
+        model, {"x": rows[0], "y": labels}, "ensemble", num_chains=4, warmup_steps=100, seed=0, progress=False
+    )
+    page = written(fits, tmp_path)
+    assert "Ensemble: 4 points" in page.source
+    assert "probability of the likeliest class" in page.source and "place among predictions" not in page.source
+    assert "Classes: " in page.sections["Calibration"] and "Numbers: " not in page.sections["Calibration"]
+    accuracy = float((fits.predict().mean["obs"].argmax(-1) == labels).double().mean())
+    assert f"accuracy{accuracy:.3f}" in page.sections["Calibration"]
+    drawn = predicted(gather(fits))["obs"]
+    assert drawn.happened is not None and drawn.happened.mean() == pytest.approx(accuracy)
+    assert "it takes 10 fits, and there are 4." in page.sections["Not shown"]
+    assert not any(name in page.sections["Summary"] for name in ("ESS", "R-hat", "MCSE"))
+
+
+def test_a_filter_climbs_nothing(rows: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    found = ps.infer(
+        regression, {"x": rows[0], "y": rows[1]}, "ekf_dense", batch_size=10, num_samples=50, seed=0, progress=False
+    )
+    page = written(found, tmp_path)
+    assert "before it learnt" in page.sections["Objective"] and "warmup_steps" not in page.sections["Objective"]
+
+
+def test_a_limit_says_on_which_side_it_is(tmp_path: Path) -> None:
+    page = written(made({"good": normals(4, 400), "apart": normals(4, 400) + torch.arange(4.0)[:, None]}), tmp_path)
+    assert "≤ 1.010" in page.sections[""] and "≥ 400" in page.sections[""]
+    assert "≥ 1.010" not in page.sections[""] and "≤ 400" not in page.sections[""]

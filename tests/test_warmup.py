@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import arviz as az
@@ -203,14 +204,6 @@ def test_a_log_line_says_why_a_run_is_not_tuned(kernel: Any, reason: str, caplog
     assert f"The run is not tuned, and takes the kernel's default step size: {reason}." in said
 
 
-def test_batches_of_a_loader_are_not_taken_for_all_rows() -> None:
-    rows = torch.utils.data.TensorDataset(X / SCALES, Y / NOISE)
-    loader = torch.utils.data.DataLoader(rows, batch_size=40, shuffle=True)
-    posterior = ps.infer(linear, loader, num_samples=1, warmup_steps=1, progress=False)
-    assert posterior.settings["tuning"] == {}
-    assert posterior.step_size == SGHMC.default_step_size
-
-
 def test_a_thermostat_is_given_no_more_noise_than_it_absorbs() -> None:
     posterior = tuned(method="sgnht", batch_size=1, num_samples=2)
     assert posterior.step_size is not None
@@ -251,7 +244,9 @@ def test_modes_of_no_probability_are_left_alone() -> None:
     assert bool((posterior.draws["mu"] > 0).all())
 
 
-def test_rows_of_minibatches_keep_the_default_step_size() -> None:
+def test_rows_of_minibatches_keep_the_default_step_size_and_are_told_why(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pyro_scale")
+
     def model(y: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(y)):
@@ -261,3 +256,5 @@ def test_rows_of_minibatches_keep_the_default_step_size() -> None:
     posterior = ps.infer(model, numbers(50, seed=4), batch_size=10, num_samples=2, seed=0, progress=False)
     assert posterior.step_size == SGHMC.default_step_size
     assert posterior.settings["tuning"] == {}
+    remedy = r"Standardise .*or set a step_size, as ps.kernels.SGHMC\(step_size=0\.01\).*batch_size=None is tuned"
+    assert re.search(r"site 'z' has a value for each row of the minibatches\. " + remedy, caplog.text)

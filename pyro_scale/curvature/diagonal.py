@@ -29,7 +29,7 @@ def gauss_newton_diagonal(batch: Linearised, names: Sequence[str] | None = None)
     layers = {name: uses for name, uses in batch.explained.items() if name in names}
     once = {name: uses[0] for name, uses in layers.items() if len(uses) == 1 and _meets_once(uses[0])}
     several = {name: uses for name, uses in layers.items() if name not in once}
-    found = {name: torch.zeros_like(batch.leaves[name]) for name in names}
+    found = {name: torch.zeros_like(batch.leaves[name]) for name in names if name not in once}
     squares: dict[GradientEdge, Tensor] = {}
     for outputs, cotangent in batch.cotangents() if layers else ():
         gradients = batch.at_layers(layers, outputs, cotangent)
@@ -42,9 +42,10 @@ def gauss_newton_diagonal(batch: Linearised, names: Sequence[str] | None = None)
             if any(gradients[use.edge] is not None for use in uses):
                 found[name] += _squares(batch, name, uses, gradients)
     for name, use in once.items():
-        if use.edge in squares:
-            found[name] += _at_once(use, squares[use.edge]).reshape(found[name].shape)
-    return found | _without_layers(batch, [name for name in batch.others if name in names])
+        leaf, square = batch.leaves[name], squares.get(use.edge)
+        found[name] = torch.zeros_like(leaf) if square is None else _at_once(use, square).reshape(leaf.shape)
+    found |= _without_layers(batch, [name for name in batch.others if name in names])
+    return {name: found[name] for name in names}
 
 
 def _meets_once(use: Use) -> bool:

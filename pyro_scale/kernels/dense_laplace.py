@@ -29,6 +29,7 @@ from pyro_scale.kernels.laplace import (
     check_settings,
     chosen_sites,
     heaviest,
+    info_of,
     likelihood_curvature,
     of_all_rows,
     positive,
@@ -153,10 +154,8 @@ def update(
     else:
         linearised = Linearised(target, curvature, state.position, state.names, batch, known=known)
         added, clamped = gauss_newton_matrix(linearised), linearised.clamped
-    with torch.no_grad():
-        value = target(state.position, batch)
     state = state._replace(matrix=state.matrix + added, rows=state.rows + len(batch.indices))
-    return state, Info(value, clamped)
+    return state, info_of(clamped)
 
 
 def inverse_root(precision: Tensor, shapes: dict[str, torch.Size]) -> tuple[Tensor, dict[str, int]]:

@@ -43,7 +43,8 @@ class DenseVI:
     Args:
         step_size: epsilon, a step in standard deviations of q: a number or schedule; > 0. None is `default_step_size`,
             which falls to 0 along half a cosine, from a start at a mode.
-        num_particles: draws of q that the gradient of a step averages; >= 1.
+        num_particles: draws of q that the gradient of a step averages; >= 1. In minibatches several bring the mean
+            nearer than smaller steps or an average over steps do: which draw met which rows is the noise.
         stick_the_landing: whether the gradient leaves out the score of q, whose mean is 0.
         temperature: 1 is the evidence lower bound; below 1 q is narrower, at 0 without end; a number or schedule; >= 0.
         initial_sd: q at the start, in unconstrained coordinates: sds, as a number or a tree by site, or the lower

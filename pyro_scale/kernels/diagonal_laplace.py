@@ -28,6 +28,7 @@ from pyro_scale.kernels.laplace import (
     Sites,
     check_settings,
     chosen_sites,
+    info_of,
     likelihood_curvature,
     of_all_rows,
     positive,
@@ -142,6 +143,4 @@ def update(
         linearised = Linearised(target, curvature, state.position, names, batch, known=known)
         added, clamped = gauss_newton_diagonal(linearised), linearised.clamped
     total = tree.map(torch.add, state.diagonal, added)
-    with torch.no_grad():
-        value = target(state.position, batch)
-    return DiagonalLaplaceState(state.position, total, state.rows + len(batch.indices)), Info(value, clamped)
+    return DiagonalLaplaceState(state.position, total, state.rows + len(batch.indices)), info_of(clamped)

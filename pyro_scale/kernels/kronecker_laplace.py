@@ -32,6 +32,7 @@ from pyro_scale.kernels.laplace import (
     Sites,
     check_settings,
     chosen_sites,
+    info_of,
     of_all_rows,
     positive,
     prior_curvature,
@@ -137,9 +138,7 @@ def update(
     """Adds the factors of some rows; the position stays."""
     linearised = Linearised(target, curvature, state.position, state.names, batch, known=known)
     added = state.factors + kronecker_factors(linearised)
-    with torch.no_grad():
-        value = target(state.position, batch)
-    return state._replace(factors=added, rows=state.rows + len(batch.indices)), Info(value, linearised.clamped)
+    return state._replace(factors=added, rows=state.rows + len(batch.indices)), info_of(linearised.clamped)
 
 
 def block(found: Factors, name: str, leaf: Tensor, scale: float, prior: Tensor) -> Block:

@@ -23,7 +23,7 @@ from pyro_scale.curvature.hessian import NegativeHessian
 from pyro_scale.errors import ArgumentError, ModelError
 from pyro_scale.gaussians.held import HeldGaussian
 from pyro_scale.kernels.map import MAP
-from pyro_scale.types import Batch, CurvatureTarget, Gaussian, Position
+from pyro_scale.types import Batch, CurvatureTarget, Gaussian, Info, Position
 
 Sites: TypeAlias = "str | Sequence[str] | None"
 
@@ -100,6 +100,11 @@ def likelihood_curvature(
         return torch.stack([term.sum() for term in target.log_likelihood(at, batch).values()]).sum()
 
     return NegativeHessian(total, position, names)
+
+
+def info_of(clamped: Tensor) -> Info:
+    """Of a step that adds rows: the log posterior would take another run of the model, and does not change."""
+    return Info(torch.full((), torch.nan), clamped)
 
 
 def of_all_rows(num_data: int, rows: Tensor) -> float:

@@ -30,6 +30,7 @@ from pyro_scale.kernels.laplace import (
     check_settings,
     chosen_sites,
     heaviest,
+    info_of,
     likelihood_curvature,
     of_all_rows,
     positive,
@@ -187,7 +188,5 @@ def update(
     else:
         linearised = Linearised(target, curvature, state.position, state.names, batch, known=known)
         added, clamped = gauss_newton_products(linearised, vectors), linearised.clamped
-    with torch.no_grad():
-        value = target(state.position, batch)
     product = state.product + added * state.units
-    return state._replace(product=product, rows=state.rows + len(batch.indices)), Info(value, clamped)
+    return state._replace(product=product, rows=state.rows + len(batch.indices)), info_of(clamped)

@@ -7,7 +7,8 @@ k(x, x') = \exp(-\|x - x'\|^2 / h), \quad h = \mathrm{med}^2 / \log n,$$
 
 where med is the median of the distances between particles: $x_i' = x_i + \epsilon \, \mathrm{Adam}(\phi_i)$. The first
 term draws particles to where the density is high, the second drives them apart. One particle climbs to the mode, and so
-do all at temperature T = 0, if from other starts. With fewer particles than some per coordinate they lie too close.
+do all at temperature T = 0, if from other starts. With fewer particles than some per coordinate they lie too close, of
+which the check "sd error, by gradients" tells.
 
 References:
     Liu & Wang (2016), Stein variational gradient descent: a general purpose Bayesian inference algorithm, NeurIPS.

@@ -10,7 +10,9 @@ is no temperature: minibatches alone make it as wide as it is.
 
 How wide that is $\epsilon$ decides: Mandt, Hoffman & Blei (2017). In coordinates of curvature 1 per datum a row's
 gradient has variance 1 where the model is right, and the step size that is found for `step_size=None` is that at which
-its law, with rows drawn in permutations, has the variance 1 / N of the posterior.
+its law, with rows drawn in permutations, has the variance 1 / N of the posterior. The check "sd error, by gradients"
+tells whether each coordinate is as wide as it is given the others; correlations of the posterior that are lost, and
+with them width, it does not see.
 
 References:
     Maddox, Garipov, Izmailov, Vetrov & Wilson (2019), A simple baseline for Bayesian uncertainty in deep learning,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 CLASSES = 10
-NUM_DATA = 10_000
+NUM_DATA, BATCH = 10_000, 128
 
 
 class LastStep(nn.Module):
@@ -26,6 +26,35 @@ class LastStep(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         states, _ = self.lstm(x)
         return self.output(states[:, -1])
+
+
+class Block(nn.Module):
+    """Two convolutions and a way around them: He, Zhang, Ren & Sun (2016), Deep residual learning, CVPR."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.way = nn.Sequential(
+            *(nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()),
+            *(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)),
+        )
+        self.around: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.around = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.way(x) + self.around(x))
+
+
+def residual() -> nn.Module:
+    """Of the size of ResNet-18, for images of 32 x 32; batch norms as they are after training."""
+    blocks: list[nn.Module] = []
+    for inputs, outputs, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)):
+        blocks += [Block(inputs, outputs, stride), Block(outputs, outputs, 1)]
+    return nn.Sequential(
+        *(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
+        *blocks,
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES)),
+    ).eval()
 
 
 def perceptron(*sizes: int) -> nn.Module:
@@ -48,9 +77,11 @@ def convolutional() -> nn.Module:
 # shape of a row, and the network
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "tiny": ((784,), lambda: perceptron(784, 8, CLASSES)),
+    "small": ((784,), lambda: perceptron(784, 32, CLASSES)),
     "mlp": ((784,), lambda: perceptron(784, 256, 256, CLASSES)),
     "cnn": ((1, 28, 28), convolutional),
     "lstm": ((20, 32), lambda: LastStep(32, 128)),
+    "resnet": ((3, 32, 32), residual),
     "wide": ((784,), lambda: perceptron(784, 2048, 2048, 2048, CLASSES)),
 }
 

@@ -95,9 +95,10 @@ Made by `make bench` on {datetime.date.today()}, in {minutes:.0f} minutes: {proc
 Python {platform.python_version()}; {versions}.
 
 One thread: unless a row says otherwise a process is pinned to one core. Numbers are medians of repeated runs, ours and
-the peer's by turns. Ratios of goals with >= say how many times as fast ours is, those with <= how many times as long it
-takes. Before a speed is compared, the draws of both are: within 0.1 posterior sd of the reference in every mean and
-within 0.9 to 1.1 in every sd, allowing for four Monte Carlo standard errors.
+the peer's by turns; ratios of times of the processor are medians of those of runs one after the other. Ratios of goals
+with >= say how many times as fast ours is, those with <= how many times as long it takes. Before a speed is compared,
+the draws of both are: within 0.1 posterior sd of the reference in every mean and within 0.9 to 1.1 in every sd,
+allowing for four Monte Carlo standard errors.
 
 {table(rows)}
 """

@@ -14,7 +14,10 @@ from pathlib import Path
 from measure import HERE, PEERS_PYTHON, Bench
 from results import Row, document, failed, table
 
-NAMES = ["pima_steps", "pima_process", "pima_chains", "nuts", "networks", "mapped", "million_rows"]
+NAMES = [
+    *("pima_steps", "pima_process", "pima_chains", "nuts", "networks", "mapped", "million_rows"),
+    *("gauss_newton", "vi", "linearized", "laplace_memory"),
+]
 
 
 def main() -> None:
@@ -48,7 +51,8 @@ def measured(name: str, bench: Bench) -> list[Row]:
 def versions(peers_python: Path) -> str:
     """Of what ran: ours, and what is pinned for the peers."""
     ours = ", ".join(f"{name} {version(name)}" for name in ("pyro-scale", "torch", "pyro-ppl", "nutpie"))
-    lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    files = ("requirements.txt", "requirements-no-deps.txt")
+    lines = [line for file in files for line in (HERE / file).read_text(encoding="utf-8").splitlines()]
     names = [line.partition("==")[0] for line in lines if "==" in line]
     program = "import sys, importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
     asked = [str(peers_python), "-c", program, *names, "torch"]

@@ -13,11 +13,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
-from posterior_cases import exact_posterior, generator
+from posterior_cases import exact_posterior, generator, regression
 from pyro_scale.diagnostics import report
 
+import pyro_scale as ps
 from pyro_scale.posterior import Posterior
 
 OUT = Path(__file__).resolve().parents[2] / "out" / "browser"
@@ -56,7 +58,12 @@ document.getElementById("frame").onload = event => {{
   const outside = [...page.querySelectorAll("body *")].filter(
     n => !n.closest(".scroll") && n.getBoundingClientRect().right > {width} + 1
   ).map(n => n.tagName + "." + n.className);
+  const clipped = [...page.querySelectorAll(".scroll svg text")].filter(n => {{
+    const [letters, box] = [n, n.closest("svg")].map(each => each.getBoundingClientRect());
+    return letters.left < box.left - 1 || letters.bottom > box.bottom + 1;
+  }}).map(n => n.textContent);
   document.getElementById("found").textContent = JSON.stringify({{
+    clipped: clipped,
     scroll: page.documentElement.scrollWidth, letters: Math.min(...letters), contrast: contrasts[0], outside: outside,
     pictures: page.querySelectorAll("svg").length, background: style(page.body).backgroundColor,
     height: page.documentElement.scrollHeight, requests: view.performance.getEntriesByType("resource").length,
@@ -71,15 +78,25 @@ def chromium(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
-@pytest.fixture(scope="module", params=["right", "wrong", "small", "wide"])
+@pytest.fixture(scope="module", params=["right", "wrong", "small", "wide", "fit", "point", "ensemble"])
 def page(request: pytest.FixtureRequest) -> Path:
     OUT.mkdir(parents=True, exist_ok=True)
     noise = torch.randn(4, 300, 5, generator=generator(3), dtype=torch.float64)
     about: dict[str, Any] = {"num_steps": 3000, "step_size": 0.1, "timing": {"sample": 3.0}}
     posterior, reference = None, None
-    if request.param == "right":
-        x = torch.randn(60, 3, generator=generator(1), dtype=torch.float64)
-        y = x.sum(1) + 0.5 * torch.randn(60, generator=generator(2), dtype=torch.float64)
+    x = torch.randn(60, 3, generator=generator(1), dtype=torch.float64)
+    y = x.sum(1) + 0.5 * torch.randn(60, generator=generator(2), dtype=torch.float64)
+    if request.param in ("fit", "point"):
+        method, size = ("vi_dense", {"warmup_steps": 300}) if request.param == "fit" else ("map", {})
+        posterior = ps.infer(regression, {"x": x, "y": y}, method, seed=0, progress=False, **size)
+        reference = exact_posterior(x, y, num_samples=300)
+    elif request.param == "ensemble":
+        with torch.random.fork_rng():
+            module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
+        model = ps.bayesian(module, prior=dist.Normal(0.0, 1.0), likelihood=lambda z: dist.Categorical(logits=z))
+        data = {"x": x, "y": x.argmax(1)}
+        posterior = ps.infer(model, data, "ensemble", num_chains=12, warmup_steps=100, seed=0, progress=False)
+    elif request.param == "right":
         posterior, reference = (exact_posterior(x, y, num_samples=300, seed=seed) for seed in (0, 1))
         posterior.sample_stats["kinetic_temperature"] = noise[..., :1].square()
     elif request.param == "wrong":
@@ -113,8 +130,9 @@ def test_page(page: Path, width: int, scheme: str) -> None:
     assert "CONSOLE" not in done.stderr, done.stderr
     assert found["scroll"] <= width and found["outside"] == []
     assert found["requests"] == 0
-    if page.stem != "small":
-        assert found["pictures"] > 5 and found["letters"] >= LEAST_TEXT
+    least = {"small": 0, "fit": 7, "point": 5, "ensemble": 4}.get(page.stem, 6)
+    assert found["pictures"] >= least and (found["pictures"] == 0 or found["letters"] >= LEAST_TEXT)
+    assert found["clipped"] == []
     assert found["contrast"][0] >= LEAST_CONTRAST, found["contrast"]
     assert (found["background"] == "rgb(255, 255, 255)") == (scheme == "light")
     size = f"--window-size={max(width, 520)},{min(int(found['height']), 9000)}"

@@ -16,7 +16,7 @@ STEPS = [
 def measure(bench: Bench) -> list[Row]:
     rows = []
     for network, name, num_steps, goal in STEPS:
-        given = {"network": network, "num_steps": bench.steps(num_steps, 10)}
+        given = {"network": network, "method": "sghmc", "num_steps": bench.steps(num_steps, 10)}
         ours, sgd = bench.alternate(5, Side("ours.network", given), Side("peers.sgd", given))
         mine, theirs = (median(answers, "step_milliseconds") for answers in (ours, sgd))
         rows.append(
@@ -33,7 +33,7 @@ def measure(bench: Bench) -> list[Row]:
 
 def memory(bench: Bench) -> Row:
     """The goal is about what SGHMC takes beyond the activations, which are what SGD takes beyond its two buffers."""
-    given = {"network": "wide", "num_steps": bench.steps(10, 2)}
+    given = {"network": "wide", "method": "sghmc", "num_steps": bench.steps(10, 2)}
     ours, sgd = bench.alternate(3, Side("ours.network", given), Side("peers.sgd", given))
     weights = sgd[0]["bytes_of_weights"]
     mine, steps, theirs = median(ours, "bytes_taken"), median(ours, "bytes_of_steps"), median(sgd, "bytes_taken")
