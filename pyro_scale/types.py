@@ -115,9 +115,10 @@ class BoundKernel:
         init: `(position, noise) -> state`.
         update: `(state, batch, noise, settings) -> (state, info)`.
         approximation: `(state) -> Gaussian`, of a method whose result is a normal distribution; None for others.
-        move: `(state, gradient, noise, settings) -> (state, clamped)`, what `update` does with the gradient of the
-            target, where each coordinate moves by itself and the state is of trees by site: a large state then moves
-            part by part. None for others.
+        move: `(state, gradient, noise, settings) -> (state, clamped)`, what `update` does with the gradient of the log
+            posterior at `state.position`; pure, too. Each coordinate moves by itself, and all fields of the state are
+            keyed by site: it is called with 1-d parts of all trees, and so a large state moves part by part, in
+            place. None where coordinates move together; the state then moves whole.
     """
 
     noise_shape: Callable[[Position], Any]

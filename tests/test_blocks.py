@@ -13,6 +13,7 @@ from kernel_cases import CASES, KernelCase, name_of
 from small_models import COUNTS, counts, numbers
 from torch import Tensor
 from torch.func import grad
+from torch.utils.data import DataLoader, StackDataset
 
 from pyro_scale import tree
 from pyro_scale.blocks import parts
@@ -185,6 +186,27 @@ def test_whitened_chains_with_control_variates_take_the_same_steps(monkeypatch: 
     monkeypatch.setattr("pyro_scale.inputs.AHEAD_BYTES", 0)
     monkeypatch.setattr("pyro_scale.blocks.BLOCK", 16)
     same(sampled(), whole, rtol=1e-10)
+
+
+def test_each_chain_has_its_anchor_where_a_loader_hands_all_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of batches of two lengths; without noise, which chains that move whole draw site by site."""
+    model = compile_model(network, DataLoader(StackDataset(**DATA), batch_size=6, shuffle=True))
+    start = initial_positions(model, None, range(2))
+    one = tree.map(lambda leaf: leaf[0], start)
+    whitened = Whitened(model, Mode(one, 0.0, True, 1, torch.ones(tree.size(one), dtype=torch.float64)), 20)
+    at = whitened.coordinates(start)
+    slopes = tree.map(lambda leaf: leaf + torch.arange(2.0).view(2, *[1] * (leaf.ndim - 1)), at)
+    frame = Frame(whitened, without_all_rows(at)._replace(gradient=slopes))
+
+    def sampled() -> Chains:
+        return run_chains(model, SGHMC(step_size=0.05, temperature=0.0), plan(10, 2), start, SEEDS, frame=frame)
+
+    monkeypatch.setattr("pyro_scale.inputs.CHUNK_STEPS", 1)
+    monkeypatch.setattr("pyro_scale.inputs.AHEAD_BYTES", 0)
+    monkeypatch.setattr("pyro_scale.blocks.BLOCK", 2**10)  # a chain a block
+    found = sampled()
+    monkeypatch.setattr("pyro_scale.inputs.AHEAD_BYTES", 2**20)
+    same(found, sampled(), rtol=1e-9)
 
 
 @by_block
