@@ -66,8 +66,10 @@ class Blockwise:
         self.parts = list(parts({name: shape.numel() for name, shape in inputs.shapes.items()}, BLOCK))
 
     def __call__(self, state: Any, batch: Batch, noise: Noise, settings: Settings) -> tuple[Any, Info]:
-        chains = range(self.inputs.num_chains)
-        infos = [self._one(*at_chain(chain, self.mapped, (state, batch)), settings) for chain in chains]
+        infos = []
+        for chain in range(self.inputs.num_chains):
+            one, rows = at_chain(chain, self.mapped, (state, batch))
+            infos.append(self._one(one, rows, settings))
         return state, Info(*map(torch.stack, zip(*infos, strict=True)))
 
     def compiled(self, state: Any, batch: Batch) -> Callable[..., Any]:
