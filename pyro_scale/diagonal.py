@@ -16,17 +16,14 @@ import torch
 from torch import Tensor
 
 from pyro_scale import tree
-from pyro_scale.ascent import Ascent, Climb
-from pyro_scale.capture import first_line
+from pyro_scale.climber import Climber
 from pyro_scale.compile import CompiledModel
 from pyro_scale.dense import MOST_THINNING, PILOT_CHAINS, SETTLING, Ascended, Learned
 from pyro_scale.fisher import Fisher
-from pyro_scale.gradient import Frame, anchor_at
-from pyro_scale.hessian import Spectrum
-from pyro_scale.mode import Mode, with_all_rows
-from pyro_scale.newton_cg import ascend
+from pyro_scale.gradient import Frame
+from pyro_scale.mode import Mode
 from pyro_scale.pilot import explore
-from pyro_scale.products import Products, diagonal, largest_eigenvalue
+from pyro_scale.products import Products, largest_eigenvalue
 from pyro_scale.progress import Reporter
 from pyro_scale.seen import Seen
 from pyro_scale.spread import autocorrelation_times, shrunk_variances
@@ -44,14 +41,10 @@ ASCENT_SHARE = 4
 """Gradients of a climb for each draw of a chain."""
 CURVATURE_ROWS, CURVATURE_NUMBERS = 4096, 2**28
 """Rows on which the largest curvature is looked at: fewer, where these times coordinates would be more."""
-NEWTON_NUMBERS, NEWTON_ROWS = 2**28, 2**15
-"""Rows of Newton's method: so many times coordinates at most, and of many more rows than the latter a sample."""
 SAME_MODE = 1.0
 """Squared distance, in posterior variances a coordinate, within which two climbs have found the same mode."""
 MOST_NOISE = 0.05
 """That minibatches may add to the variance of draws: V as a diagonal misses how the noise is correlated."""
-CLEAR = 4.0
-"""Standard errors by which an entry of the Hessian must be told from 0."""
 FAR = 1e3
 """Standard deviations beyond which a chain has diverged, though its numbers are finite yet."""
 LONG = 10.0
@@ -101,11 +94,15 @@ class Diagonal:
         normal of a diagonal reaches far beyond the posterior where they are correlated.
         """
         number = min(MOST_CLIMBS, len(next(iter(starts.values()))))
-        ascent = Ascent(self.compiled, tree.map(lambda leaf: leaf[0], starts), self._seed(), seek)
-        modes = []
+        climber = Climber(self.fisher, starts, self.most_ascent, self.generator, seek)
+        modes: list[Mode] = []
         for chain in range(number):
             seek()
-            modes.append(self._climbed(ascent, tree.map(lambda leaf, k=chain: leaf[k], starts)))
+            climbed = climber.climbed(tree.map(lambda leaf, k=chain: leaf[k], starts))
+            if len(climbed) > 1 and (normal := climber.without_mode(climbed[:-1])) is not None:
+                modes, number = [normal], 1  # which is the same from all starts
+                break
+            modes.append(climbed[-1])
         best = max(modes, key=lambda mode: mode.log_posterior if math.isfinite(mode.log_posterior) else -math.inf)
         curvature = sum(mode.negative_hessian for mode in modes) / number
         assert isinstance(curvature, Tensor)
@@ -122,58 +119,6 @@ class Diagonal:
         center = whitened.flat(whitened.coordinates(best.position)).unsqueeze(0)
         self.scatter = max(1.0, float(self.curvatures(whitened, center).max())) ** -0.5
         return Ascended(distinct, best)
-
-    def _climbed(self, ascent: Ascent, start: Position) -> Mode:
-        """By Newton's method where it applies; otherwise by Adam, its units measured twice."""
-        if (found := self._newton(start)) is not None:
-            position, curvature = found
-            with torch.no_grad():
-                value = sum(
-                    float(self.compiled(position, batch)) for batch in self.fisher.some_rows(CURVATURE_ROWS)[:1]
-                )
-            return Mode(position, value, True, 0, curvature)
-        first = self._ascended(ascent, start, self.most_ascent // 4)
-        last = self._ascended(ascent, first.position, self.most_ascent - first.num_steps)
-        rows, rest = self.fisher.diagonal(last.position)
-        return Mode(last.position, last.log_posterior, last.converged, first.num_steps + last.num_steps, rows + rest)
-
-    def _newton(self, start: Position) -> tuple[Position, Tensor] | None:
-        """The mode above a start where rows enough to tell it can be looked at, and the curvature is positive.
-
-        Its curvature is the Hessian's where probes tell that well: the gradients of a few rows, all that a coordinate
-        may have, say less. Where coordinates are strongly correlated they say more.
-        """
-        compiled, num_data = self.compiled, self.compiled.num_data
-        most = min(num_data, NEWTON_NUMBERS // self.size, max(NEWTON_ROWS, 8 * self.size))
-        if self.fisher.splits and most < min(num_data, 4 * self.size):
-            return None
-        batches = self.fisher.some_rows(most)
-        share = num_data / sum(len(batch.indices) for batch in batches)
-        target = with_all_rows(compiled)
-        terms = [lambda at, batch=batch: share * target(at, batch) / batch.scale for batch in batches]
-        rows, rest = self.fisher.diagonal(start)
-        units, _ = Spectrum.of(rows + rest).factors()
-
-        def whole(position: Position) -> Tensor:
-            return tree.ravel(anchor_at(compiled, self.fisher.blocks, position).gradient)
-
-        try:
-            found = ascend(terms, start, units, whole if share > 1 else None)
-            if found is None:
-                return None
-            rows, rest = self.fisher.diagonal(found)
-            units, _ = Spectrum.of(rows + rest).factors()
-            hessian, error = diagonal(Products(terms, found), units, self.generator)
-            return found, torch.where(hessian > CLEAR * error, hessian, rows + rest)
-        except RuntimeError as error:  # LinAlgError, or an operation whose gradient cannot be differentiated
-            logger.info("Newton's method gives up: %s.", first_line(error))
-            return None
-
-    def _ascended(self, ascent: Ascent, start: Position, most_steps: int) -> Climb:
-        """In units of what a row tells, or of the prior where it tells more."""
-        rows, rest = self.fisher.diagonal(start)
-        units, _ = Spectrum.of(rows / self.compiled.num_data + rest).factors()
-        return ascent.climb(start, tree.unravel(units, tree.shapes(start)), most_steps)
 
     def curvatures(self, whitened: Whitened, vectors: Tensor) -> Tensor:
         """The largest curvature per datum, in size, at a few vectors `(n, d)`, as some rows show it."""
@@ -234,6 +179,3 @@ class Diagonal:
     def settling(self, steps: int, thinning: int) -> int:
         """As `Dense.settling`; at most as many as without tuning where the thinning is below the autocorrelation."""
         return min(steps, max(SETTLING * thinning, self.num_samples * thinning // 2))
-
-    def _seed(self) -> int:
-        return int(torch.randint(2**31, (), generator=self.generator, device="cpu"))

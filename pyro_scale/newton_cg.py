@@ -26,6 +26,8 @@ MOST_NEGATIVE = 5
 LEFT = 1e-3
 """Nats a coordinate that a mode may be below the maximum."""
 CORRECTIONS = 3
+LENGTHS = (1.0, 0.5, 0.25, 0.125)
+"""Of a correction, the first that helps: the sample may be flatter than what it is of."""
 
 
 def ascend(
@@ -43,7 +45,7 @@ def ascend(
         whole: the gradient, raveled, of what the terms are a sample of, whose maximum is then approached by steps with
             their curvature; None if they are all.
     """
-    position, negative, shapes = start, 0, tree.shapes(start)
+    position, negative = start, 0
     for _ in range(MOST_STEPS):
         products = Products(terms, position)
         gradient, value = products.gradient()
@@ -62,11 +64,35 @@ def ascend(
             break
     else:
         return None
-    for _ in range(CORRECTIONS if whole is not None else 0):
-        assert whole is not None
-        direction, _ = conjugate_gradients(Products(terms, position), whole(position), units)
-        position = tree.unravel(tree.ravel(position) + direction, shapes)
+    if whole is not None:
+        corrected = _corrected(terms, position, units, whole)
+        if corrected is None:
+            return None
+        position = corrected
     return position if all(leaf.isfinite().all() for leaf in position.values()) else None
+
+
+def _corrected(
+    terms: Sequence[Callable[[Position], Tensor]],
+    position: Position,
+    units: Tensor,
+    whole: Callable[[Position], Tensor],
+) -> Position | None:
+    """By steps with the curvature of a sample, each of which makes the gradient of all smaller; None if that is NaN."""
+    gradient = whole(position)
+    if not gradient.isfinite().all():
+        return None
+    for _ in range(CORRECTIONS):
+        direction, _ = conjugate_gradients(Products(terms, position), gradient, units)
+        for length in LENGTHS:
+            candidate = tree.unravel(tree.ravel(position) + length * direction, tree.shapes(position))
+            shorter = whole(candidate)
+            if float((units * shorter).norm()) < float((units * gradient).norm()):
+                position, gradient = candidate, shorter
+                break
+        else:
+            break
+    return position
 
 
 def _backtrack(

@@ -9,11 +9,13 @@ import torch
 from small_models import numbers
 from torch import Tensor
 
+from pyro_scale import climber, tree
 from pyro_scale import diagonal as diagonal_module
-from pyro_scale import tree
+from pyro_scale.climber import Climber
 from pyro_scale.compile import CompiledModel, compile_model
 from pyro_scale.dense import SETTLING, Dense, Learned
 from pyro_scale.diagonal import Diagonal
+from pyro_scale.fisher import Fisher
 from pyro_scale.gradient import Frame
 from pyro_scale.kernels import BAOAB
 from pyro_scale.mode import find_mode
@@ -62,18 +64,24 @@ def test_the_mode_is_that_of_matrices_and_its_curvature_their_diagonal() -> None
 
 
 def test_a_sample_of_the_rows_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The curvature is that of all rows, and the mode near theirs: its own is 4 away in variances."""
-    monkeypatch.setattr(diagonal_module, "NEWTON_ROWS", 40)
+    """The curvature is that of all rows, and the mode near theirs: those of the samples are 4 away in variances."""
+    monkeypatch.setattr(climber, "NEWTON_ROWS", 40)
     model = compiled()
-    found = pieces(model)._newton(tree.map(torch.zeros_like, model.initial_position(0)))
+    start = tree.map(torch.zeros_like, model.initial_position(0))
     exact = find_mode(model, model.initial_position(0))
-    assert found is not None
-    position, curvature = found
-    off = tree.ravel(position) - tree.ravel(exact.position)
-    print(float(off @ exact.negative_hessian @ off), (curvature / exact.negative_hessian.diagonal()).tolist())
-    assert float(off @ exact.negative_hessian @ off) < 0.5
-    ratio = curvature / exact.negative_hessian.diagonal()
-    assert float(ratio.log().mean().exp()) == pytest.approx(1, abs=0.3)
+    away, ratios = [], []
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        starts = tree.map(lambda leaf: leaf.unsqueeze(0), start)
+        found = Climber(Fisher(model, generator), starts, 100, generator, nowhere)._newton(start)
+        assert found is not None
+        position, curvature = found
+        off = tree.ravel(position) - tree.ravel(exact.position)
+        away.append(float(off @ exact.negative_hessian @ off))
+        ratios.append((curvature / exact.negative_hessian.diagonal()).log().mean())
+    print(away, ratios)
+    assert sum(away) / len(away) < 0.5
+    assert float(torch.stack(ratios).mean().exp()) == pytest.approx(1, abs=0.2)
 
 
 def signs(y: Tensor) -> None:

@@ -90,6 +90,57 @@ def test_a_hierarchy_of_400_groups_has_its_exact_posterior() -> None:
     assert 0.9 < low < high < 1.1
 
 
+def hierarchy(group: Tensor, y: Tensor | None = None) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfNormal(2.0))
+    sigma = pyro.sample("sigma", dist.HalfNormal(5.0))
+    with pyro.plate("groups", NUM_GROUPS):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+    with pyro.plate("data", len(group)):
+        pyro.sample("obs", dist.Normal(theta[group], sigma), obs=y)
+
+
+NUM_GROUPS, PER_GROUP = 400, 10
+GROUP = torch.arange(NUM_GROUPS * PER_GROUP) % NUM_GROUPS
+IN_GROUPS = {"group": GROUP, "y": (1 + 0.7 * numbers(NUM_GROUPS, seed=14))[GROUP] + 2 * numbers(len(GROUP), seed=15)}
+
+
+def exact_sds() -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and sd of tau and sigma on a grid: the groups' values and mu are integrated out in closed form."""
+    y = IN_GROUPS["y"]
+    means = torch.zeros(NUM_GROUPS, dtype=torch.float64).index_add(0, GROUP, y) / PER_GROUP
+    within = (y - means[GROUP]).square().sum()
+    grid = torch.linspace(0.4, 1.1, 200, dtype=torch.float64), torch.linspace(1.8, 2.2, 200, dtype=torch.float64)
+    tau, sigma = torch.meshgrid(*grid, indexing="ij")
+    variance = tau**2 + sigma**2 / PER_GROUP  # of a group's mean around mu
+    precision = NUM_GROUPS / variance + 1 / 25
+    square = means.square().sum() / variance - (means.sum() / variance) ** 2 / precision
+    density = -NUM_GROUPS / 2 * variance.log() - precision.log() / 2 - square / 2 - tau**2 / 8 - sigma**2 / 50
+    density = density - (len(y) - NUM_GROUPS) * sigma.log() - within / (2 * sigma**2)
+    weights = (density - density.max()).exp()
+    weights = weights / weights.sum()
+    moments = {}
+    for name, value in (("tau", tau), ("sigma", sigma)):
+        mean = (weights * value).sum()
+        moments[name] = mean, (weights * (value - mean).square()).sum().sqrt()
+    return moments
+
+
+@pytest.mark.parametrize(("size", "seed"), [(200, 0), (None, 1)])
+def test_a_hierarchy_whose_density_rises_without_end_has_its_exact_posterior(
+    size: int | None, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        posterior = tuned(hierarchy, IN_GROUPS, batch_size=size, num_samples=250, seed=seed, jit_compile=True)
+    assert "no mode: it rises without end" in caplog.text
+    for name, (mean, sd) in exact_sds().items():
+        draws = posterior.draws[name]
+        print(name, float((draws.mean() - mean) / sd), float(draws.std() / sd))
+        assert abs(float((draws.mean() - mean) / sd)) < 0.35  # 0.24 of it, in full batch, is of the step size
+        assert abs(float(draws.std() / sd) - 1) < 0.12
+    assert posterior.settings["tuning"]["modes"] == 1
+
+
 def network(x: Tensor, y: Tensor | None = None) -> None:
     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([8, 40]).to_event(2))
     v = pyro.sample("v", dist.Normal(0.0, 0.3).expand([40, 3]).to_event(2))
