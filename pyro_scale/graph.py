@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ def _to_numbers(module: fx.GraphModule) -> None:
         if not isinstance(value, Tensor) or value.numel() <= MOST_COMPARED:
             continue
         first = value[(0,) * value.ndim].clone()
-        if not bool((value == first).all()):
+        if any(value.stride()) and not bool((value == first).all()):
             continue
         name = f"{node.target}_number"
         module.register_buffer(name, first, persistent=False)
@@ -99,8 +100,11 @@ def _constant(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """The node's value if no unknown input enters it, otherwise None."""
     like: Kind | None = node.meta.get("kind")
     if node.target in FILLED and like is not None and like.strides is not None:
-        # only the shape of its argument enters, which `undecided_shape` keeps from changing
-        return torch.full(like.shape, FILLED[node.target], dtype=like.dtype, device=like.device)
+        # only the shape of its argument enters, which `undecided_shape` keeps from changing; a large one is one number
+        # from the first, and not only once `_to_numbers` has seen it
+        large = math.prod(like.shape) > MOST_COMPARED
+        filled = torch.full(() if large else like.shape, FILLED[node.target], dtype=like.dtype, device=like.device)
+        return filled.expand(like.shape)
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     if random or not all(argument in values for argument in node.all_input_nodes):
         return None

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import pyro_scale as ps
+from pyro_scale.asked import kernel_of
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -45,10 +46,15 @@ def test_examples_are_short(path: Path) -> None:
 def test_readme_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for code in PYTHON_BLOCKS:
         assert len([line for line in code.splitlines() if line.strip()]) < 40
-    few: dict[str, Any] = {"num_samples": 20, "warmup_steps": 100, "thinning": 1, "num_chains": 4}
+    few: dict[str, Any] = {"num_samples": 20, "warmup_steps": 100, "num_chains": 4}
     infer, nuts = ps.infer, ps.diagnostics.nuts
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ps, "infer", lambda *args, **kw: infer(*args, **{**kw, **few}))
+
+    def short(model: Any, data: Any, method: Any = "sghmc", **options: Any) -> Any:
+        thinning = {} if hasattr(kernel_of(method), "fitting") else {"thinning": 1}
+        return infer(model, data, method, **{**options, **few, **thinning})
+
+    monkeypatch.setattr(ps, "infer", short)
     monkeypatch.setattr(ps.diagnostics, "nuts", lambda *args, **kw: nuts(*args, **kw, num_samples=20))
     with torch.random.fork_rng():  # networks are made with torch's own random numbers
         exec(compile("\n".join(PYTHON_BLOCKS), "README.md", "exec"), {})  # our own code
