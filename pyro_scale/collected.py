@@ -22,7 +22,7 @@ class Plan:
     """How long to run and what to keep.
 
     Attributes:
-        num_samples: draws kept by a chain.
+        num_samples, num_chains: draws kept by a chain, and how many chains.
         warmup_steps: steps before the first draw can be kept.
         thinning: steps from one kept draw to the next; on average, where draws are kept from some steps only.
         keep: sites whose draws are kept.

@@ -100,11 +100,11 @@ class Diagonal:
             seek()
             climbed = climber.climbed(tree.map(lambda leaf, k=chain: leaf[k], starts))
             if len(climbed) > 1 and (normal := climber.without_mode(climbed[:-1])) is not None:
-                modes, number = [normal], 1  # which is the same from all starts
+                modes = [normal]  # the same from all starts
                 break
             modes.append(climbed[-1])
         best = max(modes, key=lambda mode: mode.log_posterior if math.isfinite(mode.log_posterior) else -math.inf)
-        curvature = sum(mode.negative_hessian for mode in modes) / number
+        curvature = sum(mode.negative_hessian for mode in modes) / len(modes)
         assert isinstance(curvature, Tensor)
         best = best._replace(negative_hessian=curvature)
         whitened = Whitened(self.compiled, best, self.compiled.num_data)

@@ -22,7 +22,7 @@ from pyro_scale.progress import Callback, Reporter
 from pyro_scale.sample import Run, to_the_end
 from pyro_scale.schedules import cosine
 from pyro_scale.starts import LinAlgError
-from pyro_scale.types import Batch, Fitting, Gaussian, Position, Settings
+from pyro_scale.types import Batch, BoundKernel, Fitting, Gaussian, Position, Settings
 
 PASS_ROWS = 256
 """Of a block, where all rows are asked for at once."""
@@ -102,7 +102,7 @@ def stepped(
         trace = trace + temperature * run.table.changed.log_volume  # the entropy is one of unconstrained positions
     return Fit(
         position=run.table.position(run.steps.chains.position),
-        gaussian=_gaussian(run.bound, run.steps.chains, run.table),
+        gaussian=gaussian_of(run.bound, run.steps.chains, run.table),
         trace=trace,
         ending=ending,
         seconds=seconds,
@@ -119,7 +119,7 @@ def _without_steps(compiled: CompiledModel, kernel: Any, fitting: Fitting, start
     shapes = bound.noise_shape(one)
     noise = {name: torch.zeros(shape).to(next(iter(one.values()))) for name, shape in shapes.items()}
     states = pytree.tree_map(lambda leaf: leaf.unsqueeze(0), bound.init(one, noise))
-    return Fit(start, _gaussian(bound, states, table), torch.empty(fitting.num_fits, 0))
+    return Fit(start, gaussian_of(bound, states, table), torch.empty(fitting.num_fits, 0))
 
 
 def _in_coordinates(kernel: Any, table: Table, start: Position) -> Any:
@@ -139,7 +139,7 @@ def _in_coordinates(kernel: Any, table: Table, start: Position) -> Any:
     return replace(kernel, initial_sd={name: each[name] / unit for name, unit in units.items()})
 
 
-def _gaussian(bound: Any, states: Any, table: Table) -> Gaussian | None:
+def gaussian_of(bound: BoundKernel, states: Any, table: Table) -> Gaussian | None:
     """Of the first state, in unconstrained coordinates, which differ from those of the kernel by a factor each."""
     if bound.approximation is None:
         return None

@@ -10,14 +10,14 @@ climb is already far gone, variational inference does not find back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
 from pyro_scale.collected import Plan
 from pyro_scale.compile import CompiledModel
+from pyro_scale.fit import gaussian_of
 from pyro_scale.gradient import Frame
 from pyro_scale.kernels import DiagonalVI
 from pyro_scale.mode import Mode
@@ -69,16 +69,7 @@ def _fitted(
     run = Run(compiled, kernel, Plan(0, num_steps, 1, 1, (), traced=True), start, seeds, False, Frame(whitened))
     if run.finish(Reporter(num_steps, False, lambda _: seek())) is not None:
         return None
-    q = kernel.bind(whitened, compiled.num_data).approximation(_first(run.steps.chains))  # type: ignore[misc]
-    mean = whitened.position(q.mean)
-    sd = whitened.factor * tree.ravel(q.spread(tree.map(torch.ones_like, q.mean)))
+    normal: Any = gaussian_of(run.bound, run.steps.chains, run.table)
     trace = torch.cat(run.collected.trace)[-max(1, round(LAST * num_steps)) :]
     bound = float(trace.mean()) + float(whitened.factor.log().sum())  # a volume of unconstrained coordinates
-    return Mode(mean, bound, False, num_steps, sd**-2)
-
-
-def _first(chains: object) -> object:
-    def first(leaf: Tensor) -> Tensor:
-        return leaf[0]
-
-    return pytree.tree_map(first, chains)
+    return Mode(normal.mean, bound, False, num_steps, tree.ravel(normal.sd) ** -2)
