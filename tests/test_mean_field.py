@@ -86,6 +86,7 @@ def test_the_search_can_be_stopped() -> None:
     [
         (1000.0, math.exp(10.0), True),  # the evidence falls by 500
         (1000.0, math.exp(0.5), False),  # it rises: towards a mode
+        (1000.0, math.exp(5.0), False),  # still, by 250: half of the logs counts
         (10.0, math.exp(10.0), False),  # no rise that is told from noise
         (-1000.0, math.exp(10.0), False),
     ],
