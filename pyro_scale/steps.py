@@ -191,11 +191,10 @@ class Steps:
         self.chains = pytree.tree_unflatten(leaves, structure)
 
     def _go_native(self, chunk: Chunk) -> None:
-        """From here on a native loop takes the steps; or where they go block by block, native code the gradients."""
+        """From here on a native loop takes the steps; or where they go block by block, native code within them."""
         if isinstance(self.update, Blockwise):
-            blocks = self.update
-            compiled = self.choice.compiled(lambda: blocks.compiled(self.chains, self.example))
-            blocks.gradient = blocks.gradient if compiled is None else compiled
+            blocks, settings = self.update, chunk.step(0)[2]
+            self.choice.compiled(lambda: blocks.compile(self.chains, self.example, settings))
             return
         self._own_chains()
         self.loop = self.choice.compiled(lambda: self._compiled(chunk))

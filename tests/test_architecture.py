@@ -28,14 +28,14 @@ ORDER = [
     "outputs", "unbounded", "information", "starts", "terms", "compile", "threads", "graph", "in_place", "recorder",
     "tracing", "capture", "cached", "inductor", "native", "inlined", "choice", "keyed", "batches", "hessian",
     "mode", "climbs", "law", "bias", "step_sizes", "spread", "convergence", "superchains", "whitening", "gradient",
-    "local", "inputs", "arriving", "held", "progress", "moments", "collected", "loop", "blocks", "steps", "draws",
-    "given", "initial", "sample", "pilot", "gradient_noise", "dense", "products", "newton_cg", "ascent", "fisher",
-    "seen", "fit", "mean_field", "climber", "diagonal", "tunable", "warmup", "other_rows", "split", "prediction",
-    "predict", "linear", "linearized", "predictions", "inference_data", "stored_gaussians", "storage", "groups",
-    "contents", "temperature", "health", "mixing", "assessment", "posterior", "outcome", "standing_priors", "files",
-    "module_checks", "parameter_priors", "module_models", "asked", "descent", "at_mode", "fit_checks",
-    "laplace_fit", "approximate", "evidence", "evidence_climb", "empirical_bayes", "inference", "__init__",
-    "__main__",
+    "local", "pieces", "inputs", "arriving", "held", "progress", "moments", "collected", "loop", "blocks", "steps",
+    "draws", "given", "initial", "sample", "pilot", "gradient_noise", "dense", "products", "newton_cg", "ascent",
+    "fisher", "seen", "fit", "mean_field", "climber", "diagonal", "tunable", "warmup", "other_rows", "split",
+    "prediction", "predict", "linear", "linearized", "predictions", "inference_data", "stored_gaussians", "storage",
+    "groups", "contents", "temperature", "health", "mixing", "assessment", "posterior", "outcome",
+    "standing_priors", "files", "module_checks", "parameter_priors", "module_models", "asked", "descent", "at_mode",
+    "fit_checks", "laplace_fit", "approximate", "evidence", "evidence_climb", "empirical_bayes", "inference",
+    "__init__", "__main__",
 ]  # fmt: skip
 WITHOUT_PYRO = ORDER[: ORDER.index("kernels") + 1]
 # they load models and diagnostics, which sit on top of everything else
