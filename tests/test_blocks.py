@@ -237,6 +237,22 @@ def test_native_code_takes_the_same_steps(kernel: Any) -> None:
 
 
 @by_block
+@pytest.mark.parametrize("transposed", [False, True])
+def test_native_code_serves_the_batches_of_a_loader_that_are_of_the_usual_length(transposed: bool) -> None:
+    def collated(rows: Any) -> dict[str, Tensor]:
+        x, y = (torch.stack([row[name] for row in rows]) for name in ("x", "y"))
+        return {"x": x.T.contiguous().T if transposed and float(y.sum()) > 0 else x, "y": y}
+
+    model = compile_model(network, DataLoader(StackDataset(**DATA), batch_size=6, collate_fn=collated))
+    start = initial_positions(model, None, range(2))
+    captured, native = (
+        run_chains(model, SGHMC(0.05), plan(20, 2), start, SEEDS, jit_compile=jit) for jit in (False, True)
+    )
+    assert (captured.how, native.how) == ("captured, chain by chain", "compiled, chain by chain")
+    same(native, captured, rtol=1e-10)
+
+
+@by_block
 def test_native_code_that_moves_otherwise_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
