@@ -16,7 +16,7 @@ from pyro_scale.choice import JitCompile, check_jit_compile
 from pyro_scale.collected import Plan
 from pyro_scale.compile import compile_model
 from pyro_scale.data import Model
-from pyro_scale.errors import ArgumentError
+from pyro_scale.errors import ArgumentError, UntunedError
 from pyro_scale.fit import Request
 from pyro_scale.initial import initial_positions
 from pyro_scale.local import UNCHANGED
@@ -30,7 +30,7 @@ from pyro_scale.superchains import check_superchains, together
 from pyro_scale.threads import suit_threads, threads_kept
 from pyro_scale.tunable import why_not_tuned
 from pyro_scale.types import Kernel
-from pyro_scale.warmup import Tuner
+from pyro_scale.warmup import Tuned, Tuner
 
 logger = logging.getLogger("pyro_scale")
 
@@ -189,14 +189,21 @@ def infer(
     frame, pilot_steps, told = UNCHANGED, 0, {}
     least = (0 if warmup_steps is None else warmup_steps) + num_samples * (1 if thinning is None else thinning)
     reporter = Reporter(least, progress, callback)
-    if kernel.step_size is None and (reason := why_not_tuned(compiled, kernel)):
-        logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
-    elif kernel.step_size is None:
+    reason = why_not_tuned(compiled, kernel) if kernel.step_size is None else ""
+    tuned: Tuned | None = None
+    if kernel.step_size is None and not reason:
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
         pilot_seed = derived_seeds(seeds[0], 1)[0]
         with reporter.closed_by_errors():
-            # without a name of its own, the tuner and the rows that it holds are gone after this
-            tuned = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter).tuned(most)
+            try:  # without a name of its own, the tuner and the rows that it holds are gone after this
+                tuned = Tuner(
+                    compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter
+                ).tuned(most)
+            except UntunedError as error:
+                reason, start = str(error), [initial_positions(compiled, initial, seeds[3:])]
+    if reason:
+        logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
+    if tuned is not None:
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
         start.append(tuned.start)
         thinning = tuned.thinning if thinning is None and not one else thinning

@@ -26,17 +26,16 @@ from torch.utils import _pytree as pytree
 
 from pyro_scale.checks import derived_seeds
 from pyro_scale.compile import CompiledModel
-from pyro_scale.dense import SETTLING, Dense, Learned
-from pyro_scale.diagonal import Diagonal
+from pyro_scale.dense import SETTLING, Learned
 from pyro_scale.errors import StartError
 from pyro_scale.gradient import ControlVariate, Frame, anchor_at, without_all_rows
 from pyro_scale.gradient_noise import noise_variance
 from pyro_scale.held import in_memory
-from pyro_scale.mode import DENSE_LIMIT
+from pyro_scale.matrices import matrices_of
 from pyro_scale.progress import Reporter
 from pyro_scale.step_sizes import LARGEST, Suited, suited
 from pyro_scale.types import Anchor, Kernel, Position
-from pyro_scale.whitening import Whitened, divided
+from pyro_scale.whitening import divided
 
 WINDOWS = (30, 60)
 """Lengths of the pilot's windows, in autocorrelation times."""
@@ -108,19 +107,18 @@ class Tuner:
         self.sd = math.sqrt(cast(float, kernel.temperature) / self.compiled.num_data)
         size = compiled.batch_size
         self.noisy = size is not None and size < compiled.num_data
+        self.local = {} if size is None else compiled.local
         self.epoch, self.uneven = self.held.epoch
         self.largest_step = min(LARGEST, getattr(kernel, "max_step_size", LARGEST))
-        self.matrices: Dense | Diagonal = Dense(self.compiled, self.sd, self.generator)
-        if sum(shape.numel() for shape in compiled.latent.values()) > DENSE_LIMIT:
-            self.matrices = Diagonal(self.compiled, self.sd, self.generator, num_samples)
+        self.matrices: Any = matrices_of(self.compiled, self.kernel.temperature, self.generator, num_samples)
         self.choices = self.matrices.choices if self.noisy and self.held.whole else (False,)
         modes, best = self.matrices.ascended(starts, reporter.seek)
         self.num_modes = len(modes)
-        self.whitened = Whitened(self.compiled, best, self.compiled.num_data)
+        self.whitened = self.matrices.whitened(best)
         self.centers = torch.stack([self._vector(mode.position) for mode in modes or [best]])
         self.anchored = self.choices[-1]
         self.anchors: list[Anchor] = []  # at the centers, once they are asked for
-        self.slower = 1.0  # than the normal's the chains of the pilot are, by this factor
+        self.slower = self.matrices.slower  # than the normal's the chains of the pilot are, by this factor
 
     def tuned(self, most_steps: int | None) -> Tuned:
         """Runs the pilot, and chooses."""
@@ -190,9 +188,8 @@ class Tuner:
         if not self.anchored:
             return Frame(self.whitened)
         if not self.anchors:
-            self.anchors = [
-                anchor_at(self.whitened, self.matrices.blocks, self.whitened.unflat(each)) for each in self.centers
-            ]
+            at, blocks = map(self.whitened.unflat, self.centers), self.matrices.blocks
+            self.anchors = [anchor_at(self.whitened, blocks, each, self.local) for each in at]
         chosen = [self.anchors[group] for group in self._group(number).tolist()]
         return Frame(self.whitened, pytree.tree_map(lambda *leaves: torch.stack(leaves), *chosen))
 
@@ -223,11 +220,12 @@ class Tuner:
         compiled, generator = self.compiled, torch.Generator().manual_seed(next(self.seeds))
         size, positions = compiled.batch_size, self.whitened.unflat(at)
         assert size is not None
-        anchors = without_all_rows(self.whitened.unflat(self.centers[self._group(len(at))])) if anchored else ()
+        centers = self.whitened.unflat(self.centers[self._group(len(at))])
+        anchors = without_all_rows(centers, self.local) if anchored else ()
         target = ControlVariate(self.whitened) if anchored else self.whitened
         repeats = self.matrices.noise_repeats
         return noise_variance(
-            target, compiled.gathered, compiled.num_data, size, anchors, positions, generator, repeats
+            target, compiled.gathered, compiled.num_data, size, anchors, positions, generator, repeats, self.local
         )
 
     def _run(self, at: Tensor, num_steps: int, every: int) -> Learned:
@@ -251,7 +249,7 @@ class Tuner:
 
     def _moved(self, learned: Learned, every: int) -> Tensor:
         """Takes coordinates, centers and autocorrelation from a window of the pilot; its draws in the new ones."""
-        self.slower = max(1.0, learned.time * every / self.law.autocorrelation_time)
+        self.slower = max(self.matrices.slower, learned.time * every / self.law.autocorrelation_time)
         origin, self.anchors = learned.centers[0], []
         self.whitened = self.whitened.moved(self.whitened.unflat(origin), learned.spread)
         self.centers, draws = (divided(each - origin, learned.spread) for each in (learned.centers, learned.draws))

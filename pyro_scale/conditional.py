@@ -1,0 +1,190 @@
+r"""Values of rows given what all rows share: their mode and curvature, and what is left of the posterior without them.
+
+With $\theta$ what is shared and $z_i$ the k values of row i, the log posterior $\ell(\theta, z)$ has a Hessian in z that
+is one block $-H_i$ a row. Where $\hat z(\theta)$ is the mode in z, Laplace's approximation of the marginal posterior is
+
+$$\log p(\theta) \approx \ell(\theta, \hat z(\theta)) - \frac T 2 \sum_i \log \det H_i(\theta, \hat z_i(\theta))$$
+
+at temperature T, but for a constant: Tierney & Kadane (1986), as in Rue, Martino & Chopin (2009). It has a mode where
+the joint density has none: that rises without end where values a row are all equal and their sd is 0.
+
+References:
+    Rue, Martino & Chopin (2009), Approximate Bayesian inference for latent Gaussian models by using integrated nested
+    Laplace approximations, Journal of the Royal Statistical Society B.
+    Tierney & Kadane (1986), Accurate approximations for posterior moments and marginal densities, Journal of the
+    American Statistical Association.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from pyro_scale import tree
+from pyro_scale.compile import CompiledModel
+from pyro_scale.starts import LinAlgError
+from pyro_scale.types import Position
+
+MOST_STEPS = 100
+FARTHEST = 3.0
+"""Standard deviations that Newton's method moves a row by in one step."""
+SETTLED = 1e-6
+"""Standard deviations that are left to go at a mode."""
+
+
+class Layout:
+    """Values of sites that follow the rows, as a matrix `(..., rows, k)` and back.
+
+    Args:
+        shapes: site -> shape of its value.
+        axes: site -> axis of the value that follows the rows.
+    """
+
+    def __init__(self, shapes: Mapping[str, torch.Size], axes: Mapping[str, int]) -> None:
+        self.axes = dict(axes)
+        self.rest = {name: _without(shapes[name], axis) for name, axis in axes.items()}
+        self.sizes = [math.prod(rest) for rest in self.rest.values()]
+
+    @property
+    def k(self) -> int:
+        """Values a row."""
+        return sum(self.sizes)
+
+    def matrix(self, leaves: Position) -> Tensor:
+        """Leading axes stay."""
+        parts = []
+        for name, axis in self.axes.items():
+            leaf, last = leaves[name], len(self.rest[name]) + 1
+            moved = leaf.movedim(axis - last, -last)
+            parts.append(moved.reshape(*moved.shape[: moved.ndim - last + 1], -1))
+        return torch.cat(parts, -1)
+
+    def leaves(self, matrix: Tensor) -> Position:
+        """The inverse of `matrix`."""
+        found = {}
+        for (name, axis), part in zip(self.axes.items(), matrix.split(self.sizes, -1), strict=True):
+            rest = self.rest[name]
+            last = len(rest) + 1
+            found[name] = part.reshape(*part.shape[:-1], *rest).movedim(-last, axis - last)
+        return found
+
+
+class Expansion(NamedTuple):
+    r"""How rows follow what is shared, to first order: $z = \hat z + M \delta + S e^{\sigma \delta} u$, u standard normal.
+
+    Attributes:
+        shared: where, `(d,)`; $\delta$ is counted from it.
+        center: $\hat z$, `(rows, k)`.
+        slope: $M = d \hat z / d \theta$, `(rows, k, d)`.
+        factor: S, lower triangle with $S S^\top = T H^{-1}$, `(rows, k, k)`.
+        widening: $\sigma$, of the logarithm of the diagonal of S, `(rows, k, d)`.
+    """
+
+    shared: Tensor
+    center: Tensor
+    slope: Tensor
+    factor: Tensor
+    widening: Tensor
+
+
+class Conditional:
+    """Rows of a model given what they share, in unconstrained coordinates; that a vector in the order of `shapes`.
+
+    Args:
+        compiled: a model with sites that follow the rows.
+        temperature: T > 0.
+        values: `(rows, k)`, from where modes are sought.
+    """
+
+    def __init__(self, compiled: CompiledModel, temperature: float, values: Tensor) -> None:
+        self.compiled = compiled
+        self.temperature = temperature
+        self.values = values
+        self.batch = compiled.batch()
+        self.layout = Layout(compiled.latent, compiled.local)
+        self.shapes = {name: shape for name, shape in compiled.latent.items() if name not in compiled.local}
+
+    def __call__(self, shared: Position, batch: Any) -> Tensor:
+        """Laplace's approximation of the marginal log posterior of what is shared; it has two derivatives.
+
+        The second leaves out a term of order one a row where the third derivative in the rows is not 0.
+
+        Raises:
+            LinAlgError: rows have no mode that Newton's method could find.
+        """
+        vector = torch.cat([shared[name].reshape(-1) for name in self.shapes])
+        center, precision = self._followed(vector, self.mode(vector.detach()))
+        return self.log_density(vector, center) - self.temperature / 2 * torch.linalg.slogdet(precision)[1].sum()
+
+    def log_density(self, shared: Tensor, values: Tensor) -> Tensor:
+        """Of all rows."""
+        position = {**tree.unravel(shared, self.shapes), **self.layout.leaves(values)}
+        return self.compiled({name: position[name] for name in self.compiled.latent}, self.batch)
+
+    def slopes(self, shared: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient in the values, `(rows, k)`, and negative Hessian of each row, `(rows, k, k)`."""
+
+        def slope(values: Tensor) -> Tensor:
+            found: Tensor = grad(lambda at: self.log_density(shared, at))(values)
+            return found
+
+        def along(column: int) -> Callable[[Tensor], Tensor]:
+            return lambda values: -slope(values)[:, column].sum()
+
+        rows = [grad(along(column))(values) for column in range(values.shape[1])]
+        return slope(values), torch.stack(rows, 1)
+
+    @torch.no_grad()
+    def mode(self, shared: Tensor) -> Tensor:
+        """Of all rows, `(rows, k)`, by Newton's method with absolute eigenvalues; `LinAlgError` where it finds none."""
+        values = self.values.to(shared)
+        for _ in range(MOST_STEPS):
+            slope, precision = self.slopes(shared, values)
+            if not bool(slope.isfinite().all() & precision.isfinite().all()):
+                break
+            eigenvalues, basis = torch.linalg.eigh(precision)
+            least = torch.finfo(slope.dtype).eps * eigenvalues.abs().amax(-1, keepdim=True)
+            size = eigenvalues.abs().clamp(min=least.clamp(min=torch.finfo(slope.dtype).tiny))
+            along = (basis.mT @ slope.unsqueeze(-1)).squeeze(-1)
+            step = (basis @ (along / size).unsqueeze(-1)).squeeze(-1)
+            deviations = (along**2 / size).sum(-1, keepdim=True).sqrt()
+            values = values + step * (FARTHEST / deviations).clamp(max=1)
+            if bool(deviations.max() < SETTLED) and bool((eigenvalues > least).all()):
+                return values
+        raise LinAlgError("values of rows have no mode")
+
+    def expansion(self, shared: Tensor) -> Expansion:
+        """At what is shared, `(d,)`."""
+        values, shape = self.mode(shared), (*self.values.shape, len(shared))
+
+        def followed(at: Tensor) -> Tensor:
+            center, precision = self._followed(at, values)
+            factor = torch.linalg.cholesky(torch.linalg.inv(precision))
+            return torch.stack([center, factor.diagonal(dim1=-2, dim2=-1).log()])
+
+        with torch.enable_grad():
+            here = shared.detach().requires_grad_()
+            found = followed(here)
+            weights = torch.ones_like(found).requires_grad_()
+            (weighted,) = torch.autograd.grad(found, here, weights, create_graph=True)  # linear in the weights
+            columns = [torch.autograd.grad(one, weights, retain_graph=True)[0] for one in weighted]
+        slope, widening = torch.stack(columns, -1)
+        _, precision = self.slopes(shared, values)
+        factor = math.sqrt(self.temperature) * torch.linalg.cholesky(torch.linalg.inv(precision))
+        assert slope.shape == shape
+        return Expansion(shared.detach(), values, slope, factor.detach(), widening)
+
+    def _followed(self, shared: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The mode near where it is known to be, one step of Newton's method away, and the precision there."""
+        slope, precision = self.slopes(shared, values)
+        center = values + torch.linalg.solve(precision, slope.unsqueeze(-1)).squeeze(-1)
+        return center, self.slopes(shared, center)[1]
+
+
+def _without(shape: torch.Size, axis: int) -> tuple[int, ...]:
+    return tuple(size for place, size in enumerate(shape) if place != axis % len(shape))
