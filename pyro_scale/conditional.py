@@ -18,21 +18,20 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vjp
 
 from pyro_scale import tree
 from pyro_scale.compile import CompiledModel
+from pyro_scale.derivative import is_inside
 from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Position
 
 MOST_STEPS = 100
-FARTHEST = 3.0
-"""Standard deviations that Newton's method moves a row by in one step."""
 SETTLED = 1e-6
 """Standard deviations that are left to go at a mode."""
 
@@ -98,7 +97,7 @@ class Conditional:
     Args:
         compiled: a model with sites that follow the rows.
         temperature: T > 0.
-        values: `(rows, k)`, from where modes are sought.
+        values: `(rows, k)`, from where modes are sought; later from the last that was found.
     """
 
     def __init__(self, compiled: CompiledModel, temperature: float, values: Tensor) -> None:
@@ -129,32 +128,34 @@ class Conditional:
     def slopes(self, shared: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient in the values, `(rows, k)`, and negative Hessian of each row, `(rows, k, k)`."""
 
-        def slope(values: Tensor) -> Tensor:
-            found: Tensor = grad(lambda at: self.log_density(shared, at))(values)
-            return found
-
-        def along(column: int) -> Callable[[Tensor], Tensor]:
-            return lambda values: -slope(values)[:, column].sum()
-
-        rows = [grad(along(column))(values) for column in range(values.shape[1])]
-        return slope(values), torch.stack(rows, 1)
+        slope, product = vjp(grad(lambda at: self.log_density(shared, at)), values)
+        columns = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+        return slope, -torch.stack([product(column.expand_as(slope))[0] for column in columns], 1)
 
     @torch.no_grad()
     def mode(self, shared: Tensor) -> Tensor:
-        """Of all rows, `(rows, k)`, by Newton's method with absolute eigenvalues; `LinAlgError` where it finds none."""
+        """Of all rows, `(rows, k)`, by Newton's method; a row that went too far goes a quarter of the way.
+
+        Raises:
+            LinAlgError: it finds none.
+        """
         values = self.values.to(shared)
+        step, before = torch.zeros_like(values), torch.zeros_like(values[:, 0])
+        slope, precision = self.slopes(shared, values)
         for _ in range(MOST_STEPS):
-            slope, precision = self.slopes(shared, values)
+            new_slope, new_precision = self.slopes(shared, values + step)
+            far = ~((new_slope * step).sum(-1) >= -before) | ~new_precision.isfinite().all(-1).all(-1)
+            values = torch.where(far[:, None], values, values + step)
+            slope = torch.where(far[:, None], slope, new_slope)
+            precision = torch.where(far[:, None, None], precision, new_precision)
             if not bool(slope.isfinite().all() & precision.isfinite().all()):
                 break
-            eigenvalues, basis = torch.linalg.eigh(precision)
-            least = torch.finfo(slope.dtype).eps * eigenvalues.abs().amax(-1, keepdim=True)
-            size = eigenvalues.abs().clamp(min=least.clamp(min=torch.finfo(slope.dtype).tiny))
-            along = (basis.mT @ slope.unsqueeze(-1)).squeeze(-1)
-            step = (basis @ (along / size).unsqueeze(-1)).squeeze(-1)
-            deviations = (along**2 / size).sum(-1, keepdim=True).sqrt()
-            values = values + step * (FARTHEST / deviations).clamp(max=1)
-            if bool(deviations.max() < SETTLED) and bool((eigenvalues > least).all()):
+            newton, positive = _newton(slope, precision)
+            step = torch.where(far[:, None], step / 4, newton)
+            before = (slope * step).sum(-1)
+            if bool(before.max() < SETTLED**2) and positive and not bool(far.any()):
+                if not is_inside(values):
+                    self.values = values
                 return values
         raise LinAlgError("values of rows have no mode")
 
@@ -184,6 +185,15 @@ class Conditional:
         slope, precision = self.slopes(shared, values)
         center = values + torch.linalg.solve(precision, slope.unsqueeze(-1)).squeeze(-1)
         return center, self.slopes(shared, center)[1]
+
+
+def _newton(slope: Tensor, precision: Tensor) -> tuple[Tensor, bool]:
+    """Newton's step of each row, with absolute eigenvalues, and whether all are positive."""
+    eigenvalues, basis = torch.linalg.eigh(precision)
+    numbers = torch.finfo(slope.dtype)
+    least = (numbers.eps * eigenvalues.abs().amax(-1, keepdim=True)).clamp(min=numbers.tiny)
+    along = (basis.mT @ slope.unsqueeze(-1)) / eigenvalues.abs().maximum(least).unsqueeze(-1)
+    return (basis @ along).squeeze(-1), bool((eigenvalues > least).all())
 
 
 def _without(shape: torch.Size, axis: int) -> tuple[int, ...]:
