@@ -144,7 +144,7 @@ class Conditional:
         slope, precision = self.slopes(shared, values)
         for _ in range(MOST_STEPS):
             new_slope, new_precision = self.slopes(shared, values + step)
-            far = ~((new_slope * step).sum(-1) >= -before) | ~new_precision.isfinite().all(-1).all(-1)
+            far = ~((new_slope * step).sum(-1) >= -before - SETTLED**2) | ~new_precision.isfinite().all(-1).all(-1)
             values = torch.where(far[:, None], values, values + step)
             slope = torch.where(far[:, None], slope, new_slope)
             precision = torch.where(far[:, None, None], precision, new_precision)

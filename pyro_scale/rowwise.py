@@ -33,8 +33,8 @@ logger = logging.getLogger("pyro_scale")
 MOST_CLIMBS = 4
 FEW = 4
 """Positions whose curvature is looked at."""
-INDEPENDENT = 100
-"""Independent values of a row that a chain is to have at least, as of what is shared."""
+INDEPENDENT = 200
+"""Independent values of a row that a chain is to have at least, where it has as many draws."""
 
 
 class Rowwise:
