@@ -1,7 +1,7 @@
-r"""Values of rows given what all rows share: their mode and curvature, and what is left of the posterior without them.
+r"""Values of rows given what all rows share: mode and curvature, and what is left of the posterior without them.
 
-With $\theta$ what is shared and $z_i$ the k values of row i, the log posterior $\ell(\theta, z)$ has a Hessian in z that
-is one block $-H_i$ a row. Where $\hat z(\theta)$ is the mode in z, Laplace's approximation of the marginal posterior is
+With $\theta$ what is shared and $z_i$ the k values of row i, the log posterior $\ell(\theta, z)$ has a Hessian in z
+that is one block $-H_i$ a row. Where $\hat z(\theta)$ is the mode in z, Laplace's approximation of the marginal is
 
 $$\log p(\theta) \approx \ell(\theta, \hat z(\theta)) - \frac T 2 \sum_i \log \det H_i(\theta, \hat z_i(\theta))$$
 
@@ -74,7 +74,7 @@ class Layout:
 
 
 class Expansion(NamedTuple):
-    r"""How rows follow what is shared, to first order: $z = \hat z + M \delta + S e^{\sigma \delta} u$, u standard normal.
+    r"""How rows follow what is shared, to first order: $z = \hat z + M \delta + S e^{\sigma \delta} u$.
 
     Attributes:
         shared: where, `(d,)`; $\delta$ is counted from it.
@@ -118,17 +118,24 @@ class Conditional:
         """
         vector = torch.cat([shared[name].reshape(-1) for name in self.shapes])
         center, precision = self._followed(vector, self.mode(vector.detach()))
-        return self.log_density(vector, center) - self.temperature / 2 * torch.linalg.slogdet(precision)[1].sum()
+        value: Tensor = self.log_density(vector, center) - self.temperature / 2 * torch.linalg.slogdet(precision)[1].sum()
+        return value
 
     def log_density(self, shared: Tensor, values: Tensor) -> Tensor:
         """Of all rows."""
         position = {**tree.unravel(shared, self.shapes), **self.layout.leaves(values)}
-        return self.compiled({name: position[name] for name in self.compiled.latent}, self.batch)
+        value: Tensor = self.compiled({name: position[name] for name in self.compiled.latent}, self.batch)
+        return value
 
     def slopes(self, shared: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient in the values, `(rows, k)`, and negative Hessian of each row, `(rows, k, k)`."""
 
-        slope, product = vjp(grad(lambda at: self.log_density(shared, at)), values)
+        def slopes(values: Tensor) -> Tensor:
+            found: Tensor = grad(lambda at: self.log_density(shared, at))(values)
+            return found
+
+        found: Any = vjp(slopes, values)
+        slope, product = found
         columns = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
         return slope, -torch.stack([product(column.expand_as(slope))[0] for column in columns], 1)
 

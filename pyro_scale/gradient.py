@@ -82,9 +82,7 @@ def without_all_rows(positions: Position, local: Collection[str] = ()) -> Anchor
     return Anchor(positions, tree.map(torch.zeros_like, positions), first.new_zeros(len(first)))
 
 
-def anchor_at(
-    target: LogPosterior, blocks: Sequence[Batch], position: Position, local: Collection[str] = ()
-) -> Anchor:
+def anchor_at(target: LogPosterior, blocks: Sequence[Batch], position: Position, local: Collection[str] = ()) -> Anchor:
     """An anchor at a position.
 
     Args:

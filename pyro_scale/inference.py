@@ -196,9 +196,9 @@ def infer(
         pilot_seed = derived_seeds(seeds[0], 1)[0]
         with reporter.closed_by_errors():
             try:  # without a name of its own, the tuner and the rows that it holds are gone after this
-                tuned = Tuner(
-                    compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter
-                ).tuned(most)
+                tuned = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter).tuned(
+                    most
+                )
             except UntunedError as error:
                 reason, start = str(error), [initial_positions(compiled, initial, seeds[3:])]
     if reason:

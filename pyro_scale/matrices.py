@@ -1,8 +1,6 @@
-"""Which of three ways warm-up goes: with matrices, with diagonals, or with blocks of rows that have values of their own."""
+"""Which way warm-up goes: with matrices, with diagonals, or with blocks of rows that have values of their own."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -14,19 +12,18 @@ from pyro_scale.rowwise import Rowwise
 
 
 def matrices_of(
-    compiled: CompiledModel, temperature: float, generator: torch.Generator, num_samples: int
+    compiled: CompiledModel, sd: float, generator: torch.Generator, num_samples: int
 ) -> Dense | Diagonal | Rowwise:
     """What suits a model.
 
     Args:
         compiled: the model.
-        temperature: of the run.
+        sd: of the coordinates, where they are right.
         generator: of what is random.
         num_samples: draws of a chain.
     """
-    sd = math.sqrt(temperature / compiled.num_data)
     if compiled.local and compiled.batch_size is not None:
-        return Rowwise(compiled, sd, generator, temperature, num_samples)
+        return Rowwise(compiled, sd, generator, num_samples)
     if sum(shape.numel() for shape in compiled.latent.values()) > DENSE_LIMIT:
         return Diagonal(compiled, sd, generator, num_samples)
     return Dense(compiled, sd, generator)

@@ -96,7 +96,8 @@ class RowCoordinates:
         position = self._joined(shared, center + (rows.factor @ along.unsqueeze(-1)).squeeze(-1))
         volume = self.temperature * batch.scale * widths.log().sum()
         value: Tensor = self.target(position, batch)
-        return value + volume - volume.detach()
+        counted: Tensor = value + volume - volume.detach()
+        return counted
 
     def _at(self, z: Position, rows: Expansion) -> tuple[Position, Tensor, Tensor]:
         """What is shared, centers of the rows there, and widths of their units."""

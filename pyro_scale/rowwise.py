@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from pyro_scale import tree
-from pyro_scale.climbs import curvature_at, distinct
+from pyro_scale.climbs import distinct
 from pyro_scale.compile import CompiledModel
 from pyro_scale.conditional import Conditional, Layout
+from pyro_scale.data import names_of
 from pyro_scale.dense import FAR, MOST_THINNING, PILOT_CHAINS, SETTLING, Ascended, Learned
 from pyro_scale.errors import UntunedError
 from pyro_scale.gradient import Frame
-from pyro_scale.mode import Mode, newton
+from pyro_scale.mode import DENSE_LIMIT, Mode, newton
 from pyro_scale.pilot import explore
 from pyro_scale.products import Products, largest_eigenvalue
 from pyro_scale.progress import Reporter
@@ -31,6 +32,8 @@ from pyro_scale.types import Kernel, Position
 logger = logging.getLogger("pyro_scale")
 
 MOST_CLIMBS = 4
+MOST_NUMBERS = 2**24
+"""Of the matrices by which rows follow what they share."""
 FEW = 4
 """Positions whose curvature is looked at."""
 INDEPENDENT = 200
@@ -44,7 +47,6 @@ class Rowwise:
         compiled: the model.
         sd: of the coordinates, where they are right.
         generator: of what is random.
-        temperature: of the run.
         num_samples: draws of a chain.
     """
 
@@ -58,19 +60,24 @@ class Rowwise:
     noise_repeats: ClassVar[int | None] = None
     most_noise: ClassVar[float] = MOST_NOISE
 
-    def __init__(
-        self, compiled: CompiledModel, sd: float, generator: torch.Generator, temperature: float, num_samples: int
-    ) -> None:
+    def __init__(self, compiled: CompiledModel, sd: float, generator: torch.Generator, num_samples: int) -> None:
         self.compiled = compiled
         self.sd = sd
         self.generator = generator
-        self.temperature = temperature
+        self.temperature = sd**2 * compiled.num_data
         self.blocks = [compiled.batch()]
         self.num_samples = num_samples
         self.share = min(1.0, INDEPENDENT / num_samples)
-        epoch = compiled.num_data / (compiled.batch_size or compiled.num_data)
-        self.slower = max(1.0, epoch * self.share)  # a row moves in one step of an epoch
+        self.epoch = compiled.num_data / (compiled.batch_size or compiled.num_data)
+        self.slower = max(1.0, self.epoch * self.share)  # a row moves in one step of an epoch
         self.coordinates: RowCoordinates
+        layout = Layout(compiled.latent, compiled.local)
+        size = sum(shape.numel() for name, shape in compiled.latent.items() if name not in compiled.local)
+        numbers = compiled.num_data * layout.k * (layout.k + size)
+        if size == 0:
+            raise self._untuned("there is nothing that rows share")
+        if size > DENSE_LIMIT or numbers > MOST_NUMBERS:
+            raise self._untuned(f"{size} coordinates that all rows share, and {layout.k} a row, are too many")
 
     def ascended(self, starts: Position, seek: Callable[[], None]) -> Ascended:
         """The modes of what is shared, rows integrated out, above the first starts; rows at their modes there.
@@ -90,18 +97,18 @@ class Rowwise:
             except LinAlgError:
                 logger.info("Start %d is left out: values of rows have no mode there.", chain)
         if not climbs:
-            raise UntunedError("values of rows have no mode at the starts")
+            raise self._untuned("has no mode at the starts, given what rows share")
         modes = distinct([mode for mode, _ in climbs])
         if not modes:
-            raise UntunedError("the posterior of what rows share, integrated over their values, has no mode")
+            raise self._untuned("leaves a posterior of what rows share, integrated over it, that has no mode")
         best = modes[0]
         conditional = next(each for mode, each in climbs if mode is best)
         curvature = torch.stack([mode.negative_hessian for mode in modes]).mean(0)
         try:
             self.coordinates = RowCoordinates(conditional, best._replace(negative_hessian=curvature))
         except LinAlgError:
-            raise UntunedError("values of rows have no mode") from None
-        still = self.coordinates.unflat(torch.zeros(sum(map(torch.Size.numel, self.compiled.latent.values()))).to(curvature))
+            raise self._untuned("has no curvature at its mode") from None
+        still = tree.map(torch.zeros_like, tree.map(lambda leaf: leaf[0], starts))
 
         def whole(mode: Mode) -> Mode:
             at = {**still, **self.coordinates.whitened.coordinates(mode.position)}
@@ -161,8 +168,26 @@ class Rowwise:
         return Learned(torch.stack(seen.snapshots), centers, spread, time)
 
     def strength(self, variance: Position) -> float:
-        """V where it is largest."""
-        return max(float(leaf.max()) for leaf in variance.values() if leaf.numel() > 0)
+        """V where it is largest.
+
+        Raises:
+            UntunedError: control variates leave as much as minibatches without them would have, whose rows' gradients
+                vary as much as their curvature: coordinates to first order are none for this posterior.
+        """
+        found = max(float(leaf.max()) for leaf in variance.values() if leaf.numel() > 0)
+        if not found / self.sd**2 <= self.epoch:
+            raise self._untuned(
+                "follows what rows share too far from a straight line, as where a group sd may be near 0: control "
+                f"variates leave {found / self.sd**2 / self.epoch:.1f} times the noise of minibatches"
+            )
+        return found
+
+    def _untuned(self, why: str) -> UntunedError:
+        return UntunedError(
+            f"site {names_of(list(self.compiled.local))} has a value for each row of the minibatches, and {why}. "
+            "Standardise covariates, or set the kernel's step_size, as to 0.01; where all rows can be afforded at "
+            "every step, batch_size=None is tuned"
+        )
 
     def settling(self, steps: int, thinning: int) -> int:
         """As `Dense.settling`, so that rows settle too."""

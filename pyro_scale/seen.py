@@ -28,7 +28,12 @@ class Seen:
     """
 
     def __init__(
-        self, whitened: Whitened | RowCoordinates, centers: Tensor, number: int, generator: torch.Generator, traced: Tensor | None = None
+        self,
+        whitened: Whitened | RowCoordinates,
+        centers: Tensor,
+        number: int,
+        generator: torch.Generator,
+        traced: Tensor | None = None,
     ) -> None:
         self.whitened, self.centers = whitened, centers
         size = centers.shape[1]

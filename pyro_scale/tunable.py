@@ -8,7 +8,6 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from pyro_scale.compile import CompiledModel
-from pyro_scale.data import names_of
 from pyro_scale.law import law_of
 from pyro_scale.loaders import Streamed
 from pyro_scale.step_sizes import SMALLEST

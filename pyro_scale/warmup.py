@@ -110,7 +110,7 @@ class Tuner:
         self.local = {} if size is None else compiled.local
         self.epoch, self.uneven = self.held.epoch
         self.largest_step = min(LARGEST, getattr(kernel, "max_step_size", LARGEST))
-        self.matrices: Any = matrices_of(self.compiled, self.kernel.temperature, self.generator, num_samples)
+        self.matrices: Any = matrices_of(self.compiled, self.sd, self.generator, num_samples)
         self.choices = self.matrices.choices if self.noisy and self.held.whole else (False,)
         modes, best = self.matrices.ascended(starts, reporter.seek)
         self.num_modes = len(modes)
@@ -171,7 +171,8 @@ class Tuner:
         """A draw of the normal around the center of each chain, `(number, d)`."""
         centers = self.centers[self._group(number)]
         noise = torch.randn(centers.shape, generator=self.generator, dtype=torch.float64, device="cpu")
-        return centers + self.matrices.scatter * self.sd * noise.to(centers)
+        found: Tensor = centers + self.matrices.scatter * self.sd * noise.to(centers)
+        return found
 
     def _picked(self, draws: Tensor) -> Tensor:
         """For every chain one of the draws `(n, pilot chains, d)` of a pilot chain that started at the same mode."""
@@ -195,7 +196,7 @@ class Tuner:
 
     def _choose(self, draws: Tensor, quantile: float = 1.0) -> None:
         """The step size, and V, from curvature and noise at draws `(n, pilot chains, d)`."""
-        curvatures = self.matrices.curvatures(self.whitened, self._some(draws).flatten(0, 1))
+        curvatures: Tensor = self.matrices.curvatures(self.whitened, self._some(draws).flatten(0, 1))
         self.hardest = max(HARDEST_CURVATURE, float(curvatures.quantile(quantile)))
         found = [self._suited(draws, anchored) for anchored in self.choices]
         # a control variate is paid for by a second gradient
@@ -239,7 +240,7 @@ class Tuner:
                 self.chosen, number, every, start, seeds, frame, self.centers, self.reporter
             )
             if learned is not None:
-                return learned
+                return cast(Learned, learned)
             self.largest_step = self.chosen.step_size / 2
             self._choose(at.unsqueeze(0))
         raise StartError(
