@@ -118,7 +118,9 @@ class Conditional:
         """
         vector = torch.cat([shared[name].reshape(-1) for name in self.shapes])
         center, precision = self._followed(vector, self.mode(vector.detach()))
-        value: Tensor = self.log_density(vector, center) - self.temperature / 2 * torch.linalg.slogdet(precision)[1].sum()
+        value: Tensor = (
+            self.log_density(vector, center) - self.temperature / 2 * torch.linalg.slogdet(precision)[1].sum()
+        )
         return value
 
     def log_density(self, shared: Tensor, values: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ class Conditional:
 
         with torch.enable_grad():
             here = shared.detach().requires_grad_()
-            found = followed(here)
+            found = followed(here) + 0 * here.sum()  # rows may not depend on it
             weights = torch.ones_like(found).requires_grad_()
             (weighted,) = torch.autograd.grad(found, here, weights, create_graph=True)  # linear in the weights
             columns = [torch.autograd.grad(one, weights, retain_graph=True)[0] for one in weighted]

