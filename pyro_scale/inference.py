@@ -99,8 +99,8 @@ def infer(
             `ps.diagnostics.rhat_nested`, which tells of short chains too whether they have forgotten their starts. None
             starts every chain by itself.
         thinning: steps from one kept draw to the next; >= 1; None takes as many as brought an independent draw in the
-            pilot run, and values of rows 200 of them a chain; untuned 10, or 1 with num_samples=1; of fits there is none. With a `ps.schedules.cyclical` step
-            size the draws are spread evenly over the sampling phases of as many steps.
+            pilot run, and 200 values of a row a chain; untuned 10, or 1 with num_samples=1; of fits there is none. With
+            a `ps.schedules.cyclical` step size the draws are spread evenly over the sampling phases of as many steps.
         batch_size: rows of a minibatch, 1 to N; None uses all rows at every step, or the plate's own
             `subsample_size`, or the loader's.
         constants: keyword arguments that the model receives whole.
