@@ -114,8 +114,14 @@ def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
 
 
 def divided(vectors: Tensor, spread: Tensor) -> Tensor:
-    """The inverse of a lower triangle, or of a diagonal, times vectors along the last axis."""
+    """The inverse of a lower triangle, or of a diagonal, times vectors along the last axis.
+
+    Coordinates that follow those of the triangle stay.
+    """
     if spread.ndim == 1:
         return vectors / spread
+    if vectors.shape[-1] > len(spread):
+        first, rest = vectors.tensor_split([len(spread)], -1)
+        return torch.cat([divided(first, spread), rest], -1)
     solved: Tensor = torch.linalg.solve_triangular(spread, vectors.unsqueeze(-1), upper=False).squeeze(-1)
     return solved
