@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_scale.spread import autocorrelation_times, shrunk_covariance
+from pyro_scale.spread import autocorrelation_times, factor_of_spread, shrunk_covariance
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:
@@ -33,6 +33,33 @@ def test_differences_that_are_real_are_learned() -> None:
 
 def test_few_draws_still_give_a_positive_matrix() -> None:
     torch.linalg.cholesky(shrunk_covariance(3 * normals(4, 10), 2.0))
+
+
+def covariance(seed: int, size: int = 20) -> Tensor:
+    """With eigenvalues from 0.25 to 4."""
+    basis = torch.linalg.qr(normals(size, size, seed=seed)).Q
+    return basis * torch.logspace(-0.6, 0.6, size).double() @ basis.T
+
+
+def test_few_draws_of_a_normal_have_the_covariance_that_its_curvature_says() -> None:
+    """Of 30 draws in 20 dimensions the covariance alone has eigenvalues from 0.03 to 3 times those of the exact one."""
+    exact = covariance(3)
+    draws = normals(30, 20, seed=4) @ torch.linalg.cholesky(exact).T
+    factor = factor_of_spread(draws, 30.0, torch.linalg.inv(exact))
+    ratios = torch.linalg.eigvals(torch.linalg.solve(exact, factor @ factor.T)).real
+    plain = torch.linalg.eigvals(torch.linalg.solve(exact, draws.T @ draws / 30)).real
+    print(ratios.aminmax(), plain.aminmax())
+    assert plain.min() < 0.1 and plain.max() > 2
+    assert ratios.min() > 0.8 and ratios.max() < 1.25
+    assert torch.equal(factor, factor.tril())
+
+
+def test_many_draws_correct_a_curvature_that_says_something_else() -> None:
+    exact, other = covariance(5, 4), covariance(6, 4)
+    draws = normals(20_000, 4, seed=7) @ torch.linalg.cholesky(exact).T
+    factor = factor_of_spread(draws, 2e4, torch.linalg.inv(other))
+    ratios = torch.linalg.eigvals(torch.linalg.solve(exact, factor @ factor.T)).real
+    assert ratios.min() > 0.95 and ratios.max() < 1.05
 
 
 def autoregression(kept: float, num_steps: int, num_chains: int) -> Tensor:
