@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_scale.hessian import mean_curvature
 from pyro_scale.spread import autocorrelation_times, factor_of_spread, shrunk_covariance
 
 
@@ -86,3 +87,18 @@ def test_chains_that_disagree_and_chains_that_stand_still() -> None:
     apart = autoregression(0.5, 1000, 4) + 10 * torch.arange(4, dtype=torch.float64)[:, None]
     assert float(autocorrelation_times(apart)) > 100
     assert autocorrelation_times(torch.ones(50, 3, 2, dtype=torch.float64)).tolist() == [50.0, 50.0]
+
+
+def test_a_mean_curvature_counts_sizes_and_the_identity_once() -> None:
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]]).double()
+    upwards, flat = (turn * torch.tensor(values).double() @ turn.T for values in ([-3.0, 2.0], [3.0, 0.0]))
+    expected = (torch.eye(2).double() + turn * torch.tensor([6.0, 2.0]).double() @ turn.T) / 3
+    assert torch.allclose(mean_curvature(torch.stack([upwards, flat])), expected)
+    assert torch.equal(mean_curvature(upwards.new_zeros(0, 2, 2)), torch.eye(2).double())
+
+
+def test_many_vectors_are_divided_as_one_is() -> None:
+    vectors, spread = normals(5, 3, 4, seed=8), torch.linalg.cholesky(covariance(9, 4))
+    found = divided(vectors, spread)
+    assert torch.allclose(found @ spread.T, vectors)
+    assert torch.allclose(divided(vectors[2, 1], spread), found[2, 1])
