@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_scale.hessian import mean_curvature
 from pyro_scale.spread import autocorrelation_times, factor_of_spread, shrunk_covariance
+from pyro_scale.whitening import divided
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:
