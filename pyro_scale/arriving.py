@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_scale import tree
 from pyro_scale.compile import CompiledModel
 from pyro_scale.errors import ArgumentError
 from pyro_scale.loaders import INSTEAD, Stream, Streamed
@@ -35,8 +36,8 @@ class Arriving:
     @property
     def example(self) -> Batch:
         """A batch that uses up none of the loader's."""
-        rows = torch.arange(self.compiled.batch_size or self.compiled.num_data)
-        return self.compiled.batch(rows)._replace(anchor=self.anchor)
+        batch = self.compiled.batch(torch.arange(self.compiled.batch_size or self.compiled.num_data))
+        return batch._replace(data=tree.map(Tensor.contiguous, batch.data), anchor=self.anchor)
 
     def expect(self, batch: Batch, step: Step, record: Callable[[Batch], Step]) -> None:
         """The step recorded for one batch, and how to record it for one of another length."""
@@ -45,7 +46,8 @@ class Arriving:
 
     def next(self) -> tuple[Batch, Step]:
         """The next batch, and the step for its number of rows."""
-        batch = self.compiled.arrived(self.stream.next())._replace(anchor=self.anchor)
+        rows = tree.map(Tensor.contiguous, self.stream.next())  # compiled code takes no others
+        batch = self.compiled.arrived(rows)._replace(anchor=self.anchor)
         length = len(batch.indices)
         if length not in self.steps:
             self.steps[length] = self.record(batch)

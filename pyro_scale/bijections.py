@@ -1,4 +1,4 @@
-"""Shapes of what bijections map to the support of a site."""
+"""Bijections to the support of a site: shapes of what they map, and their Jacobians."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.distributions import AffineTransform, ComposeTransform, IndependentTransform
 
 
@@ -24,3 +25,18 @@ def unconstrained_shape(bijection: Any, shape: torch.Size) -> torch.Size:
     if isinstance(bijection, AffineTransform):
         return torch.Size(np.broadcast_shapes(shape, np.shape(bijection.loc), np.shape(bijection.scale)))
     return torch.Size(bijection.inverse_shape(shape))
+
+
+def log_jacobian(bijection: Any, unconstrained: Tensor, value: Tensor) -> Tensor:
+    """log|det d value / d unconstrained|, by event, as its own `log_abs_det_jacobian`.
+
+    That of an identity makes a 0 for every coordinate, which for a network is memory of the size of its weights.
+    """
+    base, num_axes = bijection, unconstrained.ndim
+    while isinstance(base, IndependentTransform):
+        num_axes -= base.reinterpreted_batch_ndims
+        base = base.base_transform
+    if isinstance(base, ComposeTransform) and not base.parts:
+        return unconstrained.new_zeros(()).expand(unconstrained.shape[:num_axes])
+    result: Tensor = bijection.log_abs_det_jacobian(unconstrained, value)
+    return result

@@ -16,14 +16,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_scale import tree
-from pyro_scale.capture import Mapped, at_chain, fastest
+from pyro_scale.capture import Mapped, at_chain, fastest, record
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.inlined import compiled_function
 from pyro_scale.inputs import GROUP, Inputs
+from pyro_scale.native import NativeError
 from pyro_scale.types import Batch, BoundKernel, Info, LogPosterior, Noise, Position, Settings
 
 BLOCK = 2**17
 """So many coordinates move at a time: few enough for the cache, and enough for several threads."""
+
+SITE = "site"
 
 Part = dict[str, slice]
 
@@ -44,6 +47,7 @@ class Blockwise:
     Attributes:
         step: how the gradient of one chain is recorded.
         gradient: of one chain; native code may take its place.
+        move_whole: moves a block of one site, and writes to its state, if that is compiled.
     """
 
     def __init__(
@@ -63,7 +67,10 @@ class Blockwise:
         function = grad_and_value(target)
         self.step = fastest(function, mapped, position, batch, fixed=fixed, apart=True)
         self.gradient = torch.no_grad()(self.step.recorded or function)
+        self.move_whole: Callable[..., Any] | None = None
         self.parts = list(parts({name: shape.numel() for name, shape in inputs.shapes.items()}, BLOCK))
+        self.sizes = [[where.stop - where.start for where in part.values()] for part in self.parts]
+        self.noise = inputs.in_pieces([sum(sizes) for sizes in self.sizes])
 
     def __call__(self, state: Any, batch: Batch, noise: Noise, settings: Settings) -> tuple[Any, Info]:
         infos = []
@@ -72,11 +79,25 @@ class Blockwise:
             infos.append(self._one(one, rows, settings))
         return state, Info(*map(torch.stack, zip(*infos, strict=True)))
 
-    def compiled(self, state: Any, batch: Batch) -> Callable[..., Any]:
-        """The gradient as native code, of batches as this one; `NativeError` where that cannot be."""
+    def compile(self, state: Any, batch: Batch, settings: Settings) -> None:
+        """Native code for the gradient, of batches as this one, and for blocks; `NativeError` where that cannot be."""
         assert self.step.recorded is not None
         one, rows = at_chain(0, self.mapped, (state, batch))
-        return compiled_function(self.step.recorded, one.position, rows)
+        gradient = compiled_function(self.step.recorded, one.position, rows)
+        if [BLOCK] in self.sizes:
+            self.move_whole = self._compiled_move(one, settings)
+        self.gradient = gradient
+
+    def _compiled_move(self, state: Any, settings: Settings) -> Callable[..., Any]:
+        numbers = {SITE: next(iter(state.position.values())).new_ones(BLOCK)}
+        block = type(state)(*(tree.map(torch.clone, numbers) for _ in state))
+        given = block, numbers, numbers, settings
+        recorded = record(self.move, *given)
+        move = compiled_function(recorded, *given, in_place=len(block))
+        expected = pytree.tree_leaves(self.move(*given))
+        if not all(map(torch.allclose, pytree.tree_leaves(move(*given)), expected)):
+            raise NativeError("A compiled block moves otherwise than the recorded one")
+        return move
 
     def _one(self, state: Any, batch: Batch, settings: Settings) -> Info:
         gradient, log_posterior = self.gradient(state.position, batch)
@@ -84,20 +105,23 @@ class Blockwise:
         flat = pytree.tree_map(lambda leaf: leaf.view(-1), state)
         slopes = tree.map(lambda leaf: leaf.reshape(-1), gradient)
         clamped = torch.zeros((), dtype=torch.long)
-        for part in self.parts:
-            noise = self._noise(part)
-            if not moves:  # the other chains' noise is what it would be
-                continue
-            here = type(state)(*(_at(field, part) for field in flat))
-            after, number = self.move(here, _at(slopes, part), noise, settings)
-            clamped += number
-            for old, new in zip(pytree.tree_leaves(here), pytree.tree_leaves(after), strict=True):
-                old.copy_(new)
+        for part, sizes in zip(self.parts, self.sizes, strict=True):
+            noise = self.noise.next().split(sizes)
+            if moves:  # if not, the other chains' noise is what it would be
+                here = type(state)(*(_at(field, part) for field in flat))
+                clamped += self._moved(here, _at(slopes, part), dict(zip(part, noise, strict=True)), settings)
         return Info(log_posterior, clamped)
 
-    def _noise(self, part: Part) -> Noise:
-        sizes = [where.stop - where.start for where in part.values()]
-        return dict(zip(part, self.inputs.normals(sum(sizes)).split(sizes), strict=True))
+    def _moved(self, here: Any, slopes: Position, noise: Position, settings: Settings) -> Tensor:
+        """Moves a block, in place; how much of its noise was clamped."""
+        if self.move_whole is not None and [leaf.numel() for leaf in noise.values()] == [BLOCK]:
+            block = (type(here)(*map(_alone, here)), _alone(slopes), _alone(noise))
+            result: Tensor = self.move_whole(*block, settings)[1]
+            return result
+        after, clamped = self.move(here, slopes, noise, settings)
+        for old, new in zip(pytree.tree_leaves(here), pytree.tree_leaves(after), strict=True):
+            old.copy_(new)
+        return clamped
 
 
 def parts(sizes: Mapping[str, int], length: int) -> Iterator[Part]:
@@ -126,3 +150,9 @@ def parts(sizes: Mapping[str, int], length: int) -> Iterator[Part]:
 
 def _at(field: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
     return {name: field[name][where] for name, where in part.items()}
+
+
+def _alone(field: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A field of one site, whatever its name: the same code serves all of them."""
+    (leaf,) = field.values()
+    return {SITE: leaf}

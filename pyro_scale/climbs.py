@@ -35,10 +35,10 @@ def distinct_modes(compiled: CompiledModel, starts: Position) -> list[Mode]:
     if compiled.num_data > 2 * CLIMB_ROWS and compiled.structure.minibatch_error is None:
         rows = torch.randperm(compiled.num_data, generator=torch.Generator().manual_seed(0), device="cpu")
         some = compiled.batch(rows[:CLIMB_ROWS])
-        found = _distinct([newton(lambda at, batch: batch.scale * compiled(at, batch), [some], at) for at in first])
+        found = distinct([newton(lambda at, batch: batch.scale * compiled(at, batch), [some], at) for at in first])
         first = [mode.position for mode in found] or first[:1]
     climbs = [find_mode(compiled, start) for start in first]
-    modes = _distinct(climbs)
+    modes = distinct(climbs)
     if not modes:
         _warn(max(climbs, key=lambda each: each.log_posterior if math.isfinite(each.log_posterior) else -math.inf))
     return modes
@@ -69,8 +69,8 @@ def _flattest(mode: Mode) -> list[str]:
     return [names[i] for i in direction.argsort(descending=True)[:MOST_NAMED] if direction[i] > 0.3 * direction.max()]
 
 
-def _distinct(climbs: Sequence[Mode]) -> list[Mode]:
-    """The modes that were reached, each once, but for those of next to no probability."""
+def distinct(climbs: Sequence[Mode]) -> list[Mode]:
+    """The modes that climbs reached, each once, but for those of next to no probability; the highest first."""
     distinct: list[Mode] = []
     for mode in sorted((each for each in climbs if each.converged), key=lambda each: -each.log_posterior):
         at = tree.ravel(mode.position)

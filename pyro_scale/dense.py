@@ -75,6 +75,7 @@ class Dense:
         most_steps, most_kept: of a window of the pilot, and positions kept of each chain there.
         most_thinning: steps from draw to draw.
         scatter: sd of the first starts around their centers, relative to that of the coordinates.
+        slower: times the autocorrelation time of a coordinate that every step moves, what draws are to be apart.
         choices: whether minibatches get control variates; the better, where there are two.
         noise_positions, noise_repeats: at which the noise of minibatches is measured, and on how many; None for as
             many as `noise_variance` takes by itself.
@@ -87,6 +88,7 @@ class Dense:
     most_thinning: ClassVar[int] = MOST_THINNING
     chains: ClassVar[int] = PILOT_CHAINS
     scatter: ClassVar[float] = 1.0
+    slower: ClassVar[float] = 1.0
     choices: ClassVar[Sequence[bool]] = (True,)
     noise_positions: ClassVar[int] = 16
     noise_repeats: ClassVar[int | None] = None
@@ -106,6 +108,10 @@ class Dense:
         # in other modes too steps must be stable
         curvature = torch.stack([mode.negative_hessian for mode in modes or [best]]).mean(0)
         return Ascended(modes, best._replace(negative_hessian=curvature))
+
+    def whitened(self, best: Mode) -> Whitened:
+        """Coordinates of curvature 1 per datum."""
+        return Whitened(self.compiled, best, self.compiled.num_data)
 
     def curvatures(self, whitened: Whitened, vectors: Tensor) -> Tensor:
         """The largest curvature per datum, in size, at a few vectors `(n, d)`."""

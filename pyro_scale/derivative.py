@@ -72,3 +72,9 @@ def grad_and_value(function: Callable[..., Tensor]) -> Callable[..., tuple[Any, 
 def _is_differentiated(leaf: Any) -> bool:
     """Whether a level of `torch.func.grad` around this one asks for a derivative in it."""
     return isinstance(leaf, Tensor) and functorch.is_gradtrackingtensor(leaf) and leaf.requires_grad
+
+
+def is_inside(tensor: Tensor) -> bool:
+    """Whether a tensor is one of a level of `torch.func`, outside of which it must not be kept."""
+    found: bool = functorch.is_functorch_wrapped_tensor(tensor)
+    return found

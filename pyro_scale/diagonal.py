@@ -79,7 +79,7 @@ class Diagonal:
         self.choices: Sequence[bool] = (False, True) if self.size <= LARGE else (False,)
         self.fisher = Fisher(compiled, generator)
         self.most_noise = MOST_NOISE
-        self.scatter = 1.0
+        self.scatter = self.slower = 1.0
         self.direction: Tensor | None = None
 
     @property
@@ -107,7 +107,7 @@ class Diagonal:
         curvature = sum(mode.negative_hessian for mode in modes) / len(modes)
         assert isinstance(curvature, Tensor)
         best = best._replace(negative_hessian=curvature)
-        whitened = Whitened(self.compiled, best, self.compiled.num_data)
+        whitened = self.whitened(best)
         distinct: list[Mode] = []
         for mode in (best, *modes):
             at = tree.ravel(mode.position)
@@ -119,6 +119,10 @@ class Diagonal:
         center = whitened.flat(whitened.coordinates(best.position)).unsqueeze(0)
         self.scatter = max(1.0, float(self.curvatures(whitened, center).max())) ** -0.5
         return Ascended(distinct, best)
+
+    def whitened(self, best: Mode) -> Whitened:
+        """Coordinates whose own curvatures are 1 per datum."""
+        return Whitened(self.compiled, best, self.compiled.num_data)
 
     def curvatures(self, whitened: Whitened, vectors: Tensor) -> Tensor:
         """The largest curvature per datum, in size, at a few vectors `(n, d)`, as some rows show it."""

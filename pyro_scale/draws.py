@@ -88,6 +88,8 @@ def over_chains(together: Callable[..., Any], alone: Callable[..., Any], *argume
             if sum(leaf.numel() for leaf in leaves) <= num_chains * LARGE:
                 return vmap(together)(*arguments)
         results = [alone(*pytree.tree_map(lambda leaf, i=i: leaf[i], arguments)) for i in range(num_chains)]
+        if num_chains == 1:  # a view: the chain may be large
+            return pytree.tree_map(lambda leaf: leaf.unsqueeze(0), results[0])
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 

@@ -33,6 +33,10 @@ class StartError(PyroScaleError, ValueError):
     """No starting point with a finite log density and gradient was found."""
 
 
+class UntunedError(PyroScaleError, ValueError):
+    """Tuning found no coordinates for a model; `infer` tells why, and takes the default step size."""
+
+
 class NonFiniteError(PyroScaleError, ArithmeticError):
     """A run met NaN or infinity. `posterior` holds the draws made until then; None if there were none."""
 

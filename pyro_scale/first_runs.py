@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from pyro_scale import tree
 from pyro_scale.data import Data, Model, arguments_of, names_of
 from pyro_scale.derivative import grad_and_value
 from pyro_scale.errors import DiscreteSiteError, MinibatchError, ModelError, PyroScaleError
@@ -17,6 +18,8 @@ from pyro_scale.records import kind_of, log_prob, same
 from pyro_scale.types import Position
 
 ATTEMPTS = 10
+LARGE = 2**20
+"""The gradient at so many numbers is taken by parts."""
 MIXED_TYPES = re.compile("same dtype|scalar type|dtypes match|type .* should be the same")
 """What torch says of them."""
 
@@ -87,8 +90,9 @@ def _check_gradient(model: Model, data: Data, rows: Mapping[str, Tensor], positi
         return torch.stack([log_prob(site).sum() for site in sites.values()]).sum()
 
     try:
-        with seeded(2, data.device):
-            grad_and_value(density)(position)
+        for part in _halves(position):
+            with seeded(2, data.device):
+                grad_and_value(lambda moving: density(position | moving))(part)
     except RuntimeError as error:
         if "mutate" in str(error):
             raise ModelError(
@@ -99,6 +103,20 @@ def _check_gradient(model: Model, data: Data, rows: Mapping[str, Tensor], positi
             f"The model runs, but its log density has no gradient: {str(error).rstrip('.')}. Write the model in torch "
             "operations throughout, without numpy()."
         ) from error
+
+
+def _halves(position: Position) -> list[Position]:
+    """The sites, or where they are large about one half of their numbers after the other.
+
+    A density keeps as many numbers for its gradient as the sites have that it is taken in.
+    """
+    total = tree.size(position)
+    if total <= LARGE:
+        return [position]
+    parts: list[Position] = [{}, {}]
+    for name in sorted(position, key=lambda name: -position[name].numel()):
+        min(parts, key=tree.size)[name] = position[name]
+    return [part for part in parts if part]
 
 
 def _check_kinds(reference: Run, hint: str, params: Sequence[str]) -> None:

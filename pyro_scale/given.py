@@ -88,7 +88,9 @@ class Given:
             placed = self.compiled.position_of(source)
             return placed, torch.stack(list(source.inside.values())).all()
 
-        values = tree.map(lambda leaf: leaf[chains], self.values)
+        values = self.values
+        if len(chains) < len(next(iter(values.values()))):
+            values = tree.map(lambda leaf: leaf[chains], values)
         placed, inside = over_chains(one, one, position, values)
         return placed, inside
 

@@ -12,7 +12,7 @@ rows, that is within $O(N^{-1/2})$ of it, the variance of the gradient is smalle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_scale import tree
 from pyro_scale.derivative import grad_and_value
+from pyro_scale.row_coordinates import RowCoordinates
 from pyro_scale.types import Anchor, Batch, LogPosterior, Position
 from pyro_scale.whitening import Whitened
 
@@ -28,7 +29,8 @@ class ControlVariate:
     """A target whose minibatches are corrected by what they miss at the anchor that they carry.
 
     Args:
-        target: an unbiased estimate of the log posterior from a batch.
+        target: an unbiased estimate of the log posterior from a batch. Sites that an anchor lacks, as those of rows,
+            are at 0 there, and have no noise.
 
     Example:
         >>> def squares(position, batch):
@@ -49,7 +51,8 @@ class ControlVariate:
     def __call__(self, position: Position, batch: Batch) -> Tensor:
         anchor = batch.anchor
         assert isinstance(anchor, Anchor)
-        gradient, log_posterior = grad_and_value(self.target)(anchor.position, batch)
+        rest = {name: torch.zeros_like(leaf) for name, leaf in position.items() if name not in anchor.position}
+        gradient, log_posterior = grad_and_value(self.target)({**anchor.position, **rest}, batch)
         missed = [
             ((position[name] - at) * (anchor.gradient[name] - gradient[name])).sum()
             for name, at in anchor.position.items()
@@ -65,23 +68,29 @@ class Frame(NamedTuple):
         anchor: of every chain, leaves with a leading chain axis, in these coordinates; `()` without control variates.
     """
 
-    whitened: Whitened | None = None
+    whitened: Whitened | RowCoordinates | None = None
     anchor: Anchor | tuple[()] = ()
 
 
-def without_all_rows(positions: Position) -> Anchor:
-    """Anchors at positions `(n, *site)` that lack the gradient of all rows: a constant, which is no noise."""
+def without_all_rows(positions: Position, local: Collection[str] = ()) -> Anchor:
+    """Anchors at positions `(n, *site)` that lack the gradient of all rows: a constant, which is no noise.
+
+    They have none of the sites in `local`, as `anchor_at`.
+    """
+    positions = {name: leaf for name, leaf in positions.items() if name not in local}
     first = next(iter(positions.values()))
     return Anchor(positions, tree.map(torch.zeros_like, positions), first.new_zeros(len(first)))
 
 
-def anchor_at(target: LogPosterior, blocks: Sequence[Batch], position: Position) -> Anchor:
+def anchor_at(target: LogPosterior, blocks: Sequence[Batch], position: Position, local: Collection[str] = ()) -> Anchor:
     """An anchor at a position.
 
     Args:
         target: without control variates.
         blocks: all rows once, as from `hessian.row_blocks`.
         position: in the coordinates of the target.
+        local: sites whose values are the rows' own, 0 at the position. They are left out: a minibatch has their whole
+            gradient, and there is nothing to correct.
     """
     gradient = tree.map(torch.zeros_like, position)
     log_posterior = torch.zeros((), dtype=next(iter(position.values())).dtype, device=blocks[0].indices.device)
@@ -90,4 +99,5 @@ def anchor_at(target: LogPosterior, blocks: Sequence[Batch], position: Position)
         slope, value = grad_and_value(target)(position, block)
         gradient = tree.map(lambda g, s, block=block: g + s / block.scale, gradient, slope)
         log_posterior = log_posterior + value / block.scale
-    return Anchor(position, gradient, log_posterior)
+    shared = [name for name in position if name not in local]
+    return Anchor({name: position[name] for name in shared}, {name: gradient[name] for name in shared}, log_posterior)

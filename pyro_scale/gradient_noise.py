@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def noise_variance(
     positions: Position,
     generator: torch.Generator,
     repeats: int | None = None,
+    local: Mapping[str, int] = MappingProxyType({}),
 ) -> Position:
     """Variance over minibatches of the gradient divided by num_data, averaged over positions: V of the kernels.
 
@@ -39,12 +41,14 @@ def noise_variance(
         positions: `(n, *site)`.
         generator: of the rows.
         repeats: minibatches at each position; None for as many as tell the noise at a dozen positions.
+        local: site with a value for each row -> axis of it that follows the rows, as `CompiledModel.local`. Positions
+            hold all rows; V is one 0 there, since a row's gradient does not depend on the others.
     """
     number = len(next(iter(positions.values())))
     repeats = max(REPEATS, -(-ROWS // batch_size)) if repeats is None else repeats
 
     def gradients() -> Position:
-        return minibatch_gradients(target, gather, num_data, batch_size, anchors, positions, generator)
+        return minibatch_gradients(target, gather, num_data, batch_size, anchors, positions, generator, local)
 
     # one minibatch after another, by Welford's recurrence: of many weights, few copies are in memory
     mean = gradients()
@@ -61,7 +65,8 @@ def noise_variance(
         return finite.mean(0) if len(finite) else torch.zeros_like(variances[0])
 
     share = without_replacement(num_data, batch_size) / num_data**2
-    return tree.scale(tree.map(average, squares), share)
+    found = tree.scale(tree.map(average, squares), share)
+    return {name: leaf.new_zeros(()) if name in local else leaf for name, leaf in found.items()}
 
 
 def without_replacement(num_data: int, batch_size: int) -> float:
@@ -77,20 +82,23 @@ def minibatch_gradients(
     anchors: Anchor | tuple[()],
     positions: Position,
     generator: torch.Generator,
+    local: Mapping[str, int] = MappingProxyType({}),
 ) -> Position:
     """Gradients on another minibatch at each position, its rows drawn with replacement; arguments as above."""
     rows = torch.randint(num_data, (len(next(iter(positions.values()))), batch_size), generator=generator, device="cpu")
     batch = gather(rows)
 
     def gradient(position: Position, data: dict[str, Tensor], indices: Tensor, anchor: Any) -> Position:
-        result: Position = grad_and_value(target)(position, Batch(data, indices, batch.scale, anchor))[0]
+        here = {n: leaf.index_select(local[n], indices) if n in local else leaf for n, leaf in position.items()}
+        result: Position = grad_and_value(target)(here, Batch(data, indices, batch.scale, anchor))[0]
         return result
 
     def or_none(position: Position, data: dict[str, Tensor], indices: Tensor, anchor: Any) -> Position:
         try:
             return gradient(position, data, indices, anchor)
         except LinAlgError:
-            return tree.map(lambda leaf: torch.full_like(leaf, torch.nan), position)
+            here = {n: leaf.index_select(local[n], indices) if n in local else leaf for n, leaf in position.items()}
+            return tree.map(lambda leaf: torch.full_like(leaf, torch.nan), here)
 
     found: Position = over_chains(gradient, or_none, positions, batch.data, batch.indices, anchors)
     return found

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint, independent
 
-from pyro_scale.bijections import unconstrained_shape
+from pyro_scale.bijections import log_jacobian, unconstrained_shape
 from pyro_scale.data import Data, Model
 from pyro_scale.enumeration import Enumerate, check_fixed_support, value_shape
 from pyro_scale.errors import ArgumentError, ModelError
@@ -123,7 +123,7 @@ class FromPosition(LatentSource):
         unconstrained = self.position[msg["name"]]
         value = transform(unconstrained)
         _check_shape(msg, value)
-        self.log_jacobian[msg["name"]] = transform.log_abs_det_jacobian(unconstrained, value)
+        self.log_jacobian[msg["name"]] = log_jacobian(transform, unconstrained, value)
         msg["value"] = value
 
     def _fill(self, msg: PyroSite, shape: torch.Size) -> None:

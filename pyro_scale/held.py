@@ -20,6 +20,7 @@ from pyro_scale.gradient import Frame
 from pyro_scale.loaders import Stream, Streamed
 from pyro_scale.orders import epoch_of
 from pyro_scale.types import Kernel
+from pyro_scale.whitening import Whitened
 
 logger = logging.getLogger("pyro_scale")
 
@@ -55,7 +56,7 @@ class Held(NamedTuple):
         """For the model as it was, what was chosen for that in memory."""
         if self.run is self.compiled:
             return kernel, frame
-        assert frame.whitened is not None
+        assert isinstance(frame.whitened, Whitened)
         ratio = self.compiled.weight
         if variance := getattr(kernel, "gradient_variance", None):
             kernel = replace(cast(Any, kernel), gradient_variance=tree.scale(variance, 1 / ratio))

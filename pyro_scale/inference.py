@@ -16,7 +16,7 @@ from pyro_scale.choice import JitCompile, check_jit_compile
 from pyro_scale.collected import Plan
 from pyro_scale.compile import compile_model
 from pyro_scale.data import Model
-from pyro_scale.errors import ArgumentError
+from pyro_scale.errors import ArgumentError, UntunedError
 from pyro_scale.fit import Request
 from pyro_scale.initial import initial_positions
 from pyro_scale.local import UNCHANGED
@@ -30,7 +30,7 @@ from pyro_scale.superchains import check_superchains, together
 from pyro_scale.threads import suit_threads, threads_kept
 from pyro_scale.tunable import why_not_tuned
 from pyro_scale.types import Kernel
-from pyro_scale.warmup import Tuner
+from pyro_scale.warmup import Tuned, Tuner
 
 logger = logging.getLogger("pyro_scale")
 
@@ -84,8 +84,9 @@ def infer(
             a step_size, is tuned: the mode and a pilot run choose coordinates, control variates, step size, V and
             thinning; beyond 300 coordinates by diagonals, from starts near a mode. For this the rows of a `DataLoader`
             are read once, or a sample of them; a sample, and items that are changed at random, have no control
-            variates. Where coordinates are of the rows of minibatches the kernel takes its default step size instead,
-            which suits covariates of unit scale. One with a step_size runs as configured.
+            variates. Values of rows in minibatches follow what all rows share, which is tuned by its marginal
+            posterior; where they do not to first order, as with a group sd near 0, the kernel takes its default step
+            size instead, which suits covariates of unit scale. One with a step_size runs as configured.
         num_samples: draws kept by a chain, or taken from a fitted normal; >= 1. A mode is one draw, and particles are
             as many as their kernel has.
         warmup_steps: steps before the first draw is kept, those of the pilot run included; >= 0. None takes as many as
@@ -98,8 +99,8 @@ def infer(
             `ps.diagnostics.rhat_nested`, which tells of short chains too whether they have forgotten their starts. None
             starts every chain by itself.
         thinning: steps from one kept draw to the next; >= 1; None takes as many as brought an independent draw in the
-            pilot run; untuned 10, or 1 with num_samples=1; of fits there is none. With a `ps.schedules.cyclical` step
-            size the draws are spread evenly over the sampling phases of as many steps.
+            pilot run, and 200 values of a row a chain; untuned 10, or 1 with num_samples=1; of fits there is none. With
+            a `ps.schedules.cyclical` step size the draws are spread evenly over the sampling phases of as many steps.
         batch_size: rows of a minibatch, 1 to N; None uses all rows at every step, or the plate's own
             `subsample_size`, or the loader's.
         constants: keyword arguments that the model receives whole.
@@ -189,14 +190,21 @@ def infer(
     frame, pilot_steps, told = UNCHANGED, 0, {}
     least = (0 if warmup_steps is None else warmup_steps) + num_samples * (1 if thinning is None else thinning)
     reporter = Reporter(least, progress, callback)
-    if kernel.step_size is None and (reason := why_not_tuned(compiled, kernel)):
-        logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
-    elif kernel.step_size is None:
+    reason = why_not_tuned(compiled, kernel) if kernel.step_size is None else ""
+    tuned: Tuned | None = None
+    if kernel.step_size is None and not reason:
         most = None if warmup_steps is None else PILOT_SHARE * warmup_steps // 100
         pilot_seed = derived_seeds(seeds[0], 1)[0]
         with reporter.closed_by_errors():
-            # without a name of its own, the tuner and the rows that it holds are gone after this
-            tuned = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter).tuned(most)
+            try:  # without a name of its own, the tuner and the rows that it holds are gone after this
+                tuned = Tuner(compiled, kernel, start.pop(), pilot_seed, bias_tolerance, num_samples, reporter).tuned(
+                    most
+                )
+            except UntunedError as error:
+                reason, start = str(error), [initial_positions(compiled, initial, seeds[3:])]
+    if reason:
+        logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
+    if tuned is not None:
         kernel, frame, pilot_steps, told = tuned.kernel, tuned.frame, tuned.pilot_steps, tuned.told
         start.append(tuned.start)
         thinning = tuned.thinning if thinning is None and not one else thinning

@@ -47,12 +47,13 @@ class Inlined:
         return result
 
 
-def compiled_function(recorded: Recorded, *example: Any) -> Callable[..., Any]:
+def compiled_function(recorded: Recorded, *example: Any, in_place: int = 0) -> Callable[..., Any]:
     """A recorded function as native code; it gives NaN where the recorded one raises, because a decomposition failed.
 
     Args:
         recorded: the function.
         example: arguments of a first call; those of every call have the same shapes, strides and types.
+        in_place: so many tensors, the first of the arguments, are written over by the first of the results.
 
     Raises:
         NativeError: as `compile_native`.
@@ -62,12 +63,17 @@ def compiled_function(recorded: Recorded, *example: Any) -> Callable[..., Any]:
     tensors = recorded.tensors(example)
 
     def flat(*given: Tensor) -> list[Tensor]:
-        return inlined(dict(zip(inlined.constants, given[len(tensors) :], strict=True)), given[: len(tensors)])
+        found = inlined(dict(zip(inlined.constants, given[len(tensors) :], strict=True)), given[: len(tensors)])
+        for old, new in zip(given[:in_place], found[:in_place], strict=True):
+            old.copy_(new)
+        return found[in_place:]
 
-    compiled = compile_native(flat, [*tensors, *constants], described=inlined.described)
+    described = inlined.described and (inlined.described, in_place)
+    compiled = compile_native(flat, [*tensors, *constants], described=described)
 
     def call(*arguments: Any) -> Any:
-        return recorded.result(compiled([*recorded.tensors(arguments), *constants]))
+        given = recorded.tensors(arguments)
+        return recorded.result([*given[:in_place], *compiled([*given, *constants])])
 
     return call
 

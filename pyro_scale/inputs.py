@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_scale.batches import Permutations
 from pyro_scale.compile import CompiledModel
 from pyro_scale.loaders import Streamed
+from pyro_scale.pieces import Pieces
 from pyro_scale.schedules import as_schedule, check_number
 from pyro_scale.types import Kernel, Noise, Schedule, Settings, Shapes
 
@@ -28,6 +29,9 @@ more of it would be handed back to the system and cleared in between, which take
 
 AHEAD_BYTES = 2**24
 """Where one step takes more, as with millions of weights, no second chunk is held: it would cost as much as they do."""
+
+SHARE = 4
+"""Of the noise of a chain's step, one part in so many is in memory then, drawn ahead while the gradient is taken."""
 
 GROUP = 16
 """Torch makes so many normals at a time: steps in multiples of it take the same numbers in chunks of any length."""
@@ -70,7 +74,7 @@ class Inputs:
         seeds: of the noise and of the minibatches.
         warmup_steps: during which the kernel may adapt itself.
         ahead: whether the next chunk is drawn while the steps of the present one run.
-        by_block: whether steps may draw their noise themselves, by `normals`; they do where it is large, on a CPU.
+        by_block: whether steps may take their noise `in_pieces`; they do where it is large, on a CPU.
     """
 
     def __init__(
@@ -99,9 +103,10 @@ class Inputs:
         numbers = num_chains * sum(shape.numel() for shape in self.shapes.values())
         step_bytes = max(numbers * self.dtype.itemsize, num_chains * (size or 0) * torch.long.itemsize)
         self.chunk_steps = _chunk_steps(step_bytes, num_steps + 1)
-        self.ahead = ahead and step_bytes <= AHEAD_BYTES
+        self.ahead, self.pieces_ahead = ahead and step_bytes <= AHEAD_BYTES, ahead
         large = numbers * self.dtype.itemsize > AHEAD_BYTES
         self.by_block = by_block and large and self.device.type == "cpu"
+        self.pieces: Pieces | None = None
         self.thread: ThreadPoolExecutor | None = None
         self.next: Future[tuple[Noise, Tensor | None]] | None = None
         self.before_next: dict[str, Tensor] = {}
@@ -111,9 +116,12 @@ class Inputs:
         self._forget_next()
         return self._noise(*leading, shapes=self.shapes if shapes is None else shapes)
 
-    def normals(self, number: int) -> Tensor:
-        """The next so many standard normals."""
-        return torch.randn(number, generator=self.noise_generator, dtype=self.dtype, device=self.device)
+    def in_pieces(self, sizes: Sequence[int]) -> Pieces:
+        """The noise of a step in pieces, in every call of the same sizes; a `SHARE` of a chain's is drawn ahead."""
+        if self.pieces is None:
+            room = max(2, sum(sizes) // SHARE // max(sizes)) if self.pieces_ahead else 1
+            self.pieces = Pieces(self.noise_generator, self.dtype, sizes, room)
+        return self.pieces
 
     def draw(self, start: int) -> Chunk:
         """The next chunk of inputs; the settings are those of step `start` and the ones after it."""
@@ -144,6 +152,8 @@ class Inputs:
     def close(self) -> None:
         """Ends the second thread, when it has drawn its chunk; whoever draws again starts another."""
         self._forget_next()
+        if self.pieces is not None:
+            self.pieces.close()
         if self.thread is not None:
             self.thread.shutdown()
             self.thread = None
@@ -166,13 +176,16 @@ class Inputs:
         return {name: leaf.reshape(*leading, *shape).contiguous() for (name, shape), leaf in leaves}
 
     def _state(self) -> dict[str, Tensor]:
-        state = {"noise": self.noise_generator.get_state()}
+        pieces, generator = self.pieces, self.noise_generator
+        state = {"noise": generator.get_state() if pieces is None else pieces.state()}
         if self.batches is not None:
             state |= self.batches.state()
         return state
 
     def _forget_next(self) -> None:
-        """Waits for the second thread and goes back to where the generators were before it."""
+        """Waits for second threads and goes back to where the generators were before them."""
+        if self.pieces is not None:
+            self.pieces.forget()
         if self.next is not None:
             wait([self.next])
             self.next = None

@@ -21,6 +21,7 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.data import names_of
 from pyro_scale.errors import MinibatchError
 from pyro_scale.gradient import ControlVariate, Frame
+from pyro_scale.row_coordinates import RowCoordinates
 from pyro_scale.types import Batch, LogPosterior, Position
 from pyro_scale.whitening import Whitened
 
@@ -86,7 +87,7 @@ class Table:
 
     def __init__(self, compiled: CompiledModel, frame: Frame = UNCHANGED) -> None:
         own = LocalTarget(compiled) if compiled.local else None
-        self.changed: LocalTarget | Whitened | None = own if frame.whitened is None else frame.whitened
+        self.changed: LocalTarget | Whitened | RowCoordinates | None = own if frame.whitened is None else frame.whitened
         target = compiled if self.changed is None else self.changed
         self.target: LogPosterior = ControlVariate(target) if frame.anchor else target
         part = compiled.local if compiled.batch_size is not None else {}

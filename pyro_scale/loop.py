@@ -152,8 +152,7 @@ class Loop:
         return Arguments(
             counters=(torch.tensor(first), torch.tensor(len(ends)), stops),
             state=state,
-            # a loader's batches may have any strides, the compiled code those of the first
-            rows=tree.map(torch.Tensor.contiguous, rows) if self.single else rows,
+            rows=rows,
             indices=batch.indices if self.columns is None else chunk.indices,
             noise=chunk.noise,
             settings=self._columns(chunk),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_scale.convergence import LEAST_DRAWS, ess, rhat, rhat_nested
 from pyro_scale.health import RHAT_LIMIT, Check, at_most, of_mixing
+from pyro_scale.moments import Moments
 from pyro_scale.values import chosen, labels
 
 FALSE_ALARMS = 1e-3
@@ -72,6 +73,26 @@ def of_still(draws: Mapping[str, Tensor]) -> list[Check]:
         "it does not move: step_size is too small for the precision of its numbers. Raise it, or use dtype=float64."
     )
     return [Check("values that stand still", number, 0, False, names[int(still.int().argmax())], remedy)]
+
+
+def of_moments(moments: Mapping[str, Moments], num_samples: int) -> list[Check]:
+    """R-hat of values of rows that are not kept, of the site where it is largest; pooled over its values.
+
+    Args:
+        moments: site -> mean and sd over the draws of each chain, `(num_chains, *site)`.
+        num_samples: draws of a chain.
+    """
+    found: dict[str, float] = {}
+    for name, (mean, sd) in moments.items():
+        within = sd.double().square().mean(0)
+        ratios = (mean.double().var(0) / within)[within > 0] if len(mean) > 1 else within[:0].flatten()
+        if num_samples >= LEAST_DRAWS and ratios.numel() > 0 and bool(ratios.isfinite().all()):
+            found[name] = math.sqrt((num_samples - 1) / num_samples + float(ratios.mean()))
+    if not found:
+        return []
+    site = max(found, key=lambda name: found[name])
+    remedy = "chains disagree on values of rows, which move with their minibatches alone. Raise thinning or batch_size."
+    return [at_most("R-hat, rows", found[site], RHAT_LIMIT, site, remedy)]
 
 
 def _still(values: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def explore(
     """
     num_chains = len(next(iter(start.values())))
     run = Run(compiled, kernel, Plan(number, 0, thinning, num_chains, ()), start, seeds, False, frame)
-    run.collected.values = seen
+    run.collected.values, run.collected.moments = seen, None
     try:
         ending = run.finish(reporter)
     except Exception as error:

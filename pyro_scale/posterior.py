@@ -21,7 +21,7 @@ from pyro_scale.gaussians import sample
 from pyro_scale.groups import Group, arrays, axis_names, prior_draws
 from pyro_scale.health import Check, Health
 from pyro_scale.linearized import Covariance, Link
-from pyro_scale.mixing import of_draws, of_superchains
+from pyro_scale.mixing import of_draws, of_moments, of_superchains
 from pyro_scale.moments import Moments
 from pyro_scale.other_rows import new_rows
 from pyro_scale.predict import log_likelihood
@@ -118,6 +118,7 @@ class Posterior:
         if self.trace is not None:
             return Health(self.checks)
         found = of_draws(self.draws, self.settings.get("tuning", {}).get("modes", 1))
+        found += of_moments(self.moments, self.settings.get("num_samples", 0))
         if groups := self.settings.get("num_superchains"):
             found += of_superchains(self.draws, groups)
         return Health([*found, *self.checks])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_scale import tree
+from pyro_scale.row_coordinates import RowCoordinates
 from pyro_scale.types import Position
 from pyro_scale.whitening import Whitened
 
@@ -23,12 +24,22 @@ class Seen:
         centers: of the chains, one after another, `(centers, d)`.
         number: of positions that each chain will keep.
         generator: of the coordinates that are traced.
+        traced: which these are; None for some at random.
     """
 
-    def __init__(self, whitened: Whitened, centers: Tensor, number: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        whitened: Whitened | RowCoordinates,
+        centers: Tensor,
+        number: int,
+        generator: torch.Generator,
+        traced: Tensor | None = None,
+    ) -> None:
         self.whitened, self.centers = whitened, centers
         size = centers.shape[1]
-        self.traced = torch.randperm(size, generator=generator, device="cpu")[:TRACED].to(centers.device)
+        if traced is None:
+            traced = torch.randperm(size, generator=generator, device="cpu")[:TRACED].to(centers.device)
+        self.traced = traced
         self.first, self.last, self.count = number // 3, number - 1, 0
         self.sums = torch.zeros_like(centers)
         self.squares = torch.zeros_like(centers[0])

@@ -85,10 +85,7 @@ class Steps:
         def recorded(batch: Batch, position: Position) -> Step:
             if self.by_block:
                 blocks = Blockwise(table.target, bound, inputs, mapped[:2], every_step_the_same, position, batch)
-                if self.arriving is None:
-                    return blocks.step._replace(function=blocks)
-                reason = blocks.step.reason or "Batches of a loader may be of any length"
-                return blocks.step._replace(function=blocks, recorded=None, reason=reason)
+                return blocks.step._replace(function=blocks)
             arguments = (table.rows(self.chains, indices), batch, noise, settings)
             apart = self.large or num_chains == 1
             return fastest(bound.update, mapped, *arguments, fixed=every_step_the_same, apart=apart)
@@ -191,11 +188,11 @@ class Steps:
         self.chains = pytree.tree_unflatten(leaves, structure)
 
     def _go_native(self, chunk: Chunk) -> None:
-        """From here on a native loop takes the steps; or where they go block by block, native code the gradients."""
-        if isinstance(self.update, Blockwise):
-            blocks = self.update
-            compiled = self.choice.compiled(lambda: blocks.compiled(self.chains, self.example))
-            blocks.gradient = blocks.gradient if compiled is None else compiled
+        """From here on a native loop takes the steps; or where they go block by block, native code within them."""
+        if self.by_block:
+            blocks, settings = self.recorded.function, chunk.step(0)[2]
+            assert isinstance(blocks, Blockwise)
+            self.choice.compiled(lambda: blocks.compile(self.chains, self.example, settings))
             return
         self._own_chains()
         self.loop = self.choice.compiled(lambda: self._compiled(chunk))

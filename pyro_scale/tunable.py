@@ -8,7 +8,6 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from pyro_scale.compile import CompiledModel
-from pyro_scale.data import names_of
 from pyro_scale.law import law_of
 from pyro_scale.loaders import Streamed
 from pyro_scale.step_sizes import SMALLEST
@@ -17,12 +16,6 @@ from pyro_scale.types import Kernel
 
 def why_not_tuned(compiled: CompiledModel, kernel: Kernel) -> str:
     """What keeps a run from being tuned; "" if nothing does."""
-    if compiled.local and compiled.batch_size is not None:
-        return (
-            f"site {names_of(list(compiled.local))} has a value for each row of the minibatches. Standardise "
-            f"covariates, or set a step_size, as ps.kernels.{type(kernel).__name__}(step_size=0.01); where all rows "
-            "can be afforded at every step, batch_size=None is tuned"
-        )
     if isinstance(compiled.data, Streamed) and type(compiled.data.loader).__iter__ is not DataLoader.__iter__:
         name = type(compiled.data.loader).__name__
         return f"{name} iterates in a way of its own, and may yield other rows than its dataset holds"

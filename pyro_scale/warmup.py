@@ -28,17 +28,16 @@ from torch.utils import _pytree as pytree
 
 from pyro_scale.checks import derived_seeds
 from pyro_scale.compile import CompiledModel
-from pyro_scale.dense import SETTLING, Dense, Learned
-from pyro_scale.diagonal import Diagonal
+from pyro_scale.dense import SETTLING, Learned
 from pyro_scale.errors import StartError
 from pyro_scale.gradient import ControlVariate, Frame, anchor_at, without_all_rows
 from pyro_scale.gradient_noise import noise_variance
 from pyro_scale.held import in_memory
-from pyro_scale.mode import DENSE_LIMIT
+from pyro_scale.matrices import matrices_of
 from pyro_scale.progress import Reporter
 from pyro_scale.step_sizes import LARGEST, Suited, suited
 from pyro_scale.types import Anchor, Kernel, Position
-from pyro_scale.whitening import Whitened, divided
+from pyro_scale.whitening import divided
 
 WINDOWS = (30, 30, 60)
 """Lengths of the pilot's windows, in autocorrelation times: to reach the posterior, to learn it, to time its draws."""
@@ -110,19 +109,18 @@ class Tuner:
         self.sd = math.sqrt(cast(float, kernel.temperature) / self.compiled.num_data)
         size = compiled.batch_size
         self.noisy = size is not None and size < compiled.num_data
+        self.local = {} if size is None else compiled.local
         self.epoch, self.uneven = self.held.epoch
         self.largest_step = min(LARGEST, getattr(kernel, "max_step_size", LARGEST))
-        self.matrices: Dense | Diagonal = Dense(self.compiled, self.sd, self.generator)
-        if sum(shape.numel() for shape in compiled.latent.values()) > DENSE_LIMIT:
-            self.matrices = Diagonal(self.compiled, self.sd, self.generator, num_samples)
+        self.matrices: Any = matrices_of(self.compiled, self.sd, self.generator, num_samples)
         self.choices = self.matrices.choices if self.noisy and self.held.whole else (False,)
         modes, best = self.matrices.ascended(starts, reporter.seek)
         self.num_modes = len(modes)
-        self.whitened = Whitened(self.compiled, best, self.compiled.num_data)
+        self.whitened = self.matrices.whitened(best)
         self.centers = torch.stack([self._vector(mode.position) for mode in modes or [best]])
         self.anchored = self.choices[-1]
         self.anchors: list[Anchor] = []  # at the centers, once they are asked for
-        self.slower = 1.0  # than the normal's the chains of the pilot are, by this factor
+        self.slower = self.matrices.slower  # than the normal's the chains of the pilot are, by this factor
 
     def tuned(self, most_steps: int | None) -> Tuned:
         """Runs the pilot, and chooses."""
@@ -175,7 +173,8 @@ class Tuner:
         """A draw of the normal around the center of each chain, `(number, d)`."""
         centers = self.centers[self._group(number)]
         noise = torch.randn(centers.shape, generator=self.generator, dtype=torch.float64, device="cpu")
-        return centers + self.matrices.scatter * self.sd * noise.to(centers)
+        found: Tensor = centers + self.matrices.scatter * self.sd * noise.to(centers)
+        return found
 
     def _picked(self, draws: Tensor) -> Tensor:
         """For every chain one of the draws `(n, pilot chains, d)` of a pilot chain that started at the same mode."""
@@ -192,15 +191,14 @@ class Tuner:
         if not self.anchored:
             return Frame(self.whitened)
         if not self.anchors:
-            self.anchors = [
-                anchor_at(self.whitened, self.matrices.blocks, self.whitened.unflat(each)) for each in self.centers
-            ]
+            at, blocks = map(self.whitened.unflat, self.centers), self.matrices.blocks
+            self.anchors = [anchor_at(self.whitened, blocks, each, self.local) for each in at]
         chosen = [self.anchors[group] for group in self._group(number).tolist()]
         return Frame(self.whitened, pytree.tree_map(lambda *leaves: torch.stack(leaves), *chosen))
 
     def _choose(self, draws: Tensor, quantile: float = 1.0) -> None:
         """The step size, and V, from curvature and noise at draws `(n, pilot chains, d)`."""
-        curvatures = self.matrices.curvatures(self.whitened, self._some(draws).flatten(0, 1))
+        curvatures: Tensor = self.matrices.curvatures(self.whitened, self._some(draws).flatten(0, 1))
         self.hardest = max(HARDEST_CURVATURE, float(curvatures.quantile(quantile)))
         found = [self._suited(draws, anchored) for anchored in self.choices]
         # a control variate is paid for by a second gradient
@@ -225,11 +223,12 @@ class Tuner:
         compiled, generator = self.compiled, torch.Generator().manual_seed(next(self.seeds))
         size, positions = compiled.batch_size, self.whitened.unflat(at)
         assert size is not None
-        anchors = without_all_rows(self.whitened.unflat(self.centers[self._group(len(at))])) if anchored else ()
+        centers = self.whitened.unflat(self.centers[self._group(len(at))])
+        anchors = without_all_rows(centers, self.local) if anchored else ()
         target = ControlVariate(self.whitened) if anchored else self.whitened
         repeats = self.matrices.noise_repeats
         return noise_variance(
-            target, compiled.gathered, compiled.num_data, size, anchors, positions, generator, repeats
+            target, compiled.gathered, compiled.num_data, size, anchors, positions, generator, repeats, self.local
         )
 
     def _run(self, at: Tensor, num_steps: int, every: int) -> Learned:
@@ -243,7 +242,7 @@ class Tuner:
                 self.chosen, number, every, start, seeds, frame, self.centers, self.reporter
             )
             if learned is not None:
-                return learned
+                return cast(Learned, learned)
             self.largest_step = self.chosen.step_size / 2
             self._choose(at.unsqueeze(0))
         raise StartError(
@@ -253,7 +252,7 @@ class Tuner:
 
     def _moved(self, learned: Learned, every: int) -> Tensor:
         """Takes coordinates, centers and autocorrelation from a window of the pilot; its draws in the new ones."""
-        self.slower = max(1.0, learned.time * every / self.law.autocorrelation_time)
+        self.slower = max(self.matrices.slower, learned.time * every / self.law.autocorrelation_time)
         origin, self.anchors = learned.centers[0], []
         self.whitened = self.whitened.moved(self.whitened.unflat(origin), learned.spread)
         self.centers, draws = (divided(each - origin, learned.spread) for each in (learned.centers, learned.draws))

@@ -114,9 +114,15 @@ def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
 
 
 def divided(vectors: Tensor, spread: Tensor) -> Tensor:
-    """The inverse of a lower triangle, or of a diagonal, times vectors along the last axis."""
+    """The inverse of a lower triangle, or of a diagonal, times vectors along the last axis.
+
+    Coordinates that follow those of the triangle stay.
+    """
     if spread.ndim == 1:
         return vectors / spread
+    if vectors.shape[-1] > len(spread):
+        first, rest = vectors.tensor_split([len(spread)], -1)
+        return torch.cat([divided(first, spread), rest], -1)
     columns = vectors.reshape(-1, vectors.shape[-1]).T  # one by one they would take a hundred times as long
     solved: Tensor = torch.linalg.solve_triangular(spread, columns, upper=False).T.reshape(vectors.shape)
     return solved

@@ -75,6 +75,13 @@ def test_what_cells_say(bias: Any) -> None:
     assert str(cell(-0.3, 0.3)) == "-30 / 30 ± 1.0 (wrong)"
 
 
+def test_what_cells_say_of_means(bias: Any) -> None:
+    of = sys.modules["bias_table"].mean_of
+    assert of(cell(0.011, 0.009)) == "2.0 ± 1.0"
+    assert of(cell(0.011, 0.009)._replace(mean_error=-0.05)) == "-5.0 ± 1.0 (wrong)"
+    assert of(cell(math.inf, math.nan, math.nan)) == "diverges"
+
+
 def test_the_document_counts_what_can_be_judged(bias: Any) -> None:
     cells = [cell(0.3, 0.31), cell(0.3, 0.9), cell(0.01, 0.01), cell(math.inf, math.nan, math.nan)]
     table = {("1", 0.1): cells[0], ("1", 0.2): cells[1], ("all", 0.1): cells[2], ("all", 0.2): cells[3]}
@@ -85,6 +92,7 @@ def test_the_document_counts_what_can_be_judged(bias: Any) -> None:
     lines = text.splitlines()
     assert "| rows of a minibatch | step size 0.1 | step size 0.2 |" in lines
     assert "| all | 1.0 / 1.0 ± 1.0 | ∞ / diverges |" in lines
+    assert "| all | 2.0 ± 1.0 | diverges |" in lines
     assert max(map(len, lines)) <= 120
 
 
@@ -97,3 +105,6 @@ def test_the_written_table_hides_nothing() -> None:
     total, right, judged = 112, sum("(wrong)" not in part for part in cells), " ".join(text.split())
     assert len(cells) == total and f"Of {total} runs" in judged
     assert right == total
+    assert text.count(": means") == 4 and len(text.split(" means\n", 1)[1].split(" ± ")) - 1 == total - sum(
+        "diverges" in part for part in cells
+    )

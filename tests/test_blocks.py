@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from pyro_scale.gradient import Frame, without_all_rows
 from pyro_scale.initial import initial_positions
 from pyro_scale.kernels import BAOAB, SGHMC, SGLD
 from pyro_scale.mode import Mode
+from pyro_scale.pieces import Pieces
 from pyro_scale.progress import Reporter
 from pyro_scale.sample import Chains, Run, run_chains
 from pyro_scale.whitening import Whitened
@@ -52,6 +54,7 @@ def _by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step a chunk, as where one takes more noise than that."""
     monkeypatch.setattr("pyro_scale.inputs.CHUNK_STEPS", 1)
     monkeypatch.setattr("pyro_scale.inputs.AHEAD_BYTES", 0)
+    monkeypatch.setattr("pyro_scale.inputs.SHARE", 1)
     monkeypatch.setattr("pyro_scale.blocks.BLOCK", 16)
 
 
@@ -142,6 +145,7 @@ def test_a_run_resumes_bit_for_bit() -> None:
     def finish(run: Run) -> Any:
         while run.step <= run.plan.num_steps:
             assert run.advance(Reporter(run.plan.num_steps, False, None)) is None
+        run.inputs.close()
         return run.state().chains
 
     through, stopped, resumed = run(), run(), run()
@@ -149,10 +153,11 @@ def test_a_run_resumes_bit_for_bit() -> None:
         assert stopped.advance(Reporter(43, False, None)) is None
     state = stopped.state()
     expected = finish(through)
-    finish(stopped)
-    resumed.restore(state)
-    for field, other in zip(finish(resumed), expected, strict=True):
-        assert all(torch.equal(field[name], other[name]) for name in other)
+    assert stopped.advance(Reporter(43, False, None)) is None
+    for again in (stopped, resumed):  # one that has drawn noise ahead, and one that has not
+        again.restore(state)
+        for field, other in zip(finish(again), expected, strict=True):
+            assert all(torch.equal(field[name], other[name]) for name in other)
 
 
 @by_block
@@ -210,13 +215,71 @@ def test_each_chain_has_its_anchor_where_a_loader_hands_all_the_same_rows(monkey
 
 
 @by_block
-def test_native_code_of_the_gradient_takes_the_same_steps() -> None:
+def test_batches_of_every_length_take_their_noise_from_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = compile_model(network, DataLoader(StackDataset(**DATA), batch_size=6))
+
+    def sampled() -> Chains:
+        return run_chains(model, SGHMC(0.05), plan(10), initial_positions(model, None, [0]), SEEDS)
+
+    found = sampled()
+    monkeypatch.setattr("pyro_scale.inputs.Pieces", lambda *given: Pieces(*given[:-1], 1))  # none is drawn ahead
+    same(found, sampled())
+
+
+@by_block
+@pytest.mark.parametrize("kernel", [SGHMC(0.05), SGHMC(0.05, gradient_variance=1e9), SGLD(0.01), BAOAB(0.05)])
+def test_native_code_takes_the_same_steps(kernel: Any) -> None:
+    """Also of blocks that are whole, in which site they may be; the clamped are counted."""
     start = initial_positions(MODEL, None, range(2))
+    captured, native = (run_chains(MODEL, kernel, plan(20, 2), start, SEEDS, jit_compile=jit) for jit in (False, True))
+    assert (captured.how, native.how) == ("captured, chain by chain", "compiled, chain by chain")
+    same(native, captured, rtol=1e-10)
+
+
+@by_block
+@pytest.mark.parametrize("transposed", [False, True])
+def test_native_code_serves_the_batches_of_a_loader_that_are_of_the_usual_length(transposed: bool) -> None:
+    def collated(rows: Any) -> dict[str, Tensor]:
+        x, y = (torch.stack([row[name] for row in rows]) for name in ("x", "y"))
+        return {"x": x.T.contiguous().T if transposed and float(y.sum()) > 0 else x, "y": y}
+
+    model = compile_model(network, DataLoader(StackDataset(**DATA), batch_size=6, collate_fn=collated))
+    start = initial_positions(model, None, range(2))
     captured, native = (
-        run_chains(MODEL, BAOAB(step_size=0.05), plan(20, 2), start, SEEDS, jit_compile=jit) for jit in (False, True)
+        run_chains(model, SGHMC(0.05), plan(20, 2), start, SEEDS, jit_compile=jit) for jit in (False, True)
     )
     assert (captured.how, native.how) == ("captured, chain by chain", "compiled, chain by chain")
     same(native, captured, rtol=1e-10)
+
+
+@by_block
+def test_native_code_that_moves_otherwise_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(recorded: Any, *example: Any, in_place: int = 0) -> Any:
+        def call(block: Any, *rest: Any) -> Any:
+            for leaf in (*block.position.values(), *block.momentum.values()):
+                leaf.mul_(1.01)
+            return block, torch.zeros((), dtype=torch.long)
+
+        return call if in_place else recorded
+
+    monkeypatch.setattr("pyro_scale.blocks.compiled_function", wrong)
+    start = initial_positions(MODEL, None, [0])
+    expected = run_chains(MODEL, SGHMC(0.05), plan(5), start, SEEDS)
+    with caplog.at_level("INFO", logger="pyro_scale"):
+        found = run_chains(MODEL, SGHMC(0.05), plan(5), start, SEEDS, jit_compile=True)
+    assert "A compiled block moves otherwise than the recorded one" in caplog.text
+    same(found, expected)
+
+
+@by_block
+def test_a_run_ends_its_threads() -> None:
+    run = Run(MODEL, SGHMC(0.05), plan(5), initial_positions(MODEL, None, [0]), SEEDS)
+    run.finish(Reporter(run.plan.num_steps, False, None))
+    assert run.inputs.pieces is not None
+    assert len(run.inputs.pieces.slots) == 3
+    assert not any(thread.name.startswith("pyro_scale") for thread in threading.enumerate())
 
 
 def test_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,15 @@ def large_storages() -> int:
     return sum(size >= NUMBERS * 4 for size in sizes.values())
 
 
+def test_given_starts_of_a_chain_are_not_copied(compiled: CompiledModel) -> None:
+    initial = {"w": torch.ones(SHAPE), "v": torch.ones(SHAPE), "b": torch.tensor(0.5)}
+    found = initial_positions(compiled, initial, [0])
+    assert all(found[name].data_ptr() == initial[name].data_ptr() for name in ("w", "v"))
+    settings: Any = {"num_samples": 1, "warmup_steps": 2, "num_chains": 1, "progress": False}
+    infer(network, DATA, SGHMC(step_size=1e-3), batch_size=5, initial=initial, **settings)
+    assert all(torch.equal(initial[name], torch.ones(SHAPE)) for name in ("w", "v"))
+
+
 def test_a_compiled_model_holds_nothing_of_the_size_of_its_sites() -> None:
     before = large_storages()
     compiled = compile_model(network, DATA, batch_size=5)

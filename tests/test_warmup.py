@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 import arviz as az
@@ -242,19 +241,3 @@ def test_modes_of_no_probability_are_left_alone() -> None:
     posterior = ps.infer(model, 3 + numbers(100, seed=3), batch_size=10, **options)
     assert posterior.settings["tuning"]["modes"] == 1
     assert bool((posterior.draws["mu"] > 0).all())
-
-
-def test_rows_of_minibatches_keep_the_default_step_size_and_are_told_why(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "pyro_scale")
-
-    def model(y: Tensor) -> None:
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(y)):
-            z = pyro.sample("z", dist.Normal(mu, 1.0))
-            pyro.sample("obs", dist.Normal(z, 1.0), obs=y)
-
-    posterior = ps.infer(model, numbers(50, seed=4), batch_size=10, num_samples=2, seed=0, progress=False)
-    assert posterior.step_size == SGHMC.default_step_size
-    assert posterior.settings["tuning"] == {}
-    remedy = r"Standardise .*or set a step_size, as ps.kernels.SGHMC\(step_size=0\.01\).*batch_size=None is tuned"
-    assert re.search(r"site 'z' has a value for each row of the minibatches\. " + remedy, caplog.text)

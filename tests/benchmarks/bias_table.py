@@ -6,7 +6,7 @@ import datetime
 import math
 import platform
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -15,6 +15,8 @@ from results import processor
 WIDTH = 118
 TOLD = 3
 """Standard errors from 0 beyond which an error counts as seen."""
+FAR = 4.5
+"""Standard errors beyond which a mean is off: one of 500 is by chance in a table of 300."""
 UNKNOWN = 0.15
 """A standard error of an sd, relative to it, beyond which the sd is nothing that exists, or diverges."""
 
@@ -69,12 +71,20 @@ Table: TypeAlias = dict[tuple[str, float], Cell]
 """Of a kernel, by minibatch in words and step size."""
 
 
-def table(cells: Table) -> str:
+def mean_of(cell: Cell) -> str:
+    """The error of the mean that is farthest off by its standard error, in per cent of the posterior's sd."""
+    if cell.diverges:
+        return "diverges"
+    wrong = " (wrong)" if abs(cell.mean_error) > FAR * cell.mean_standard_error else ""
+    return f"{percent(cell.mean_error)} ± {percent(cell.mean_standard_error)}{wrong}"
+
+
+def table(cells: Table, shown: Callable[[Cell], str] = str) -> str:
     """In Markdown: a line for each minibatch, a column for each step size."""
     batches, step_sizes = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     lines = [["rows of a minibatch", *(f"step size {step_size:g}" for step_size in step_sizes)]]
     lines.append(["---"] * len(lines[0]))
-    lines += [[batch, *(str(cells[batch, step_size]) for step_size in step_sizes)] for batch in batches]
+    lines += [[batch, *(shown(cells[batch, step_size]) for step_size in step_sizes)] for batch in batches]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -109,6 +119,11 @@ def document(found: Mapping[str, Table], minutes: float, what: str) -> str:
         f"or the sd has a standard error above {100 * UNKNOWN:.0f} per cent of itself. Errors within "
         f"{TOLD} standard errors of 0 may be chance."
     )
+    means = (
+        "A cell of the tables to come is the error found of a mean ± its standard error, in per cent of the "
+        "posterior's sd, in the direction in which it has most standard errors; predicted is 0 everywhere. Of so many "
+        f"means some are {TOLD} standard errors off by chance; one beyond {FAR} would be called wrong."
+    )
     made = (
         f"Made by `make bias` on {datetime.date.today()}, in {minutes:.0f} minutes: one core of {processor()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}."
@@ -121,6 +136,8 @@ def document(found: Mapping[str, Table], minutes: float, what: str) -> str:
         textwrap.fill(meaning, WIDTH),
         textwrap.fill(verdict([cell for cells in found.values() for cell in cells.values()]), WIDTH),
         textwrap.fill(made, WIDTH),
-        *(f"## {name}\n\n{table(cells)}" for name, cells in found.items()),
+        *(f"## {name}: standard deviations\n\n{table(cells)}" for name, cells in found.items()),
+        textwrap.fill(means, WIDTH),
+        *(f"## {name}: means\n\n{table(cells, mean_of)}" for name, cells in found.items()),
     ]
     return "\n\n".join(paragraphs) + "\n"

@@ -10,6 +10,7 @@ STEPS = [
     ("mlp", "MLP 784-256-256-10", 400, 1.3),
     ("cnn", "CNN of 2 convolutions, 28 x 28", 100, 1.1),
     ("lstm", "LSTM of 128 units, 20 steps", 100, 1.1),
+    ("wide", "MLP of 10 million weights", 20, 1.3),
 ]
 
 # glibc then gives memory back when it is freed, and the peak is of what is in use
