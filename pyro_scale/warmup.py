@@ -132,7 +132,7 @@ class Tuner:
             if most_steps is not None:
                 num_steps = min(num_steps, most_steps * length // sum(WINDOWS))
             if num_steps < SHORTEST:
-                break
+                continue
             every = math.ceil(num_steps / self.matrices.most_kept)
             num_steps -= num_steps % every
             least = taken + num_steps + self.num_samples
