@@ -11,17 +11,20 @@ from torch import Tensor
 from pyro_scale.climbs import curvature_at, distinct_modes
 from pyro_scale.compile import CompiledModel
 from pyro_scale.gradient import Frame
-from pyro_scale.hessian import largest_curvatures, row_blocks
+from pyro_scale.hessian import largest_curvatures, mean_curvature, negative_hessians, row_blocks
 from pyro_scale.mode import Mode
 from pyro_scale.pilot import explore
 from pyro_scale.progress import Reporter
-from pyro_scale.spread import autocorrelation_times, shrunk_covariance
-from pyro_scale.step_sizes import MOST_NOISE
-from pyro_scale.types import Kernel, Position
+from pyro_scale.spread import autocorrelation_times, factor_of_spread
+from pyro_scale.types import Batch, Kernel, Position
 from pyro_scale.whitening import Whitened
 
 PILOT_CHAINS = 8
+MOST_NOISE = 0.05
+"""Of what minibatches add, the average over the posterior is taken out; it may vary there by as much as it is."""
 CURVATURE_ROWS = 4096
+CURVATURE_DRAWS = 32
+"""Of a window of the pilot, whose Hessians are averaged."""
 MOST_THINNING = 1000
 FAR = 1e6
 """Standard deviations beyond which a chain has diverged, though its numbers are finite yet; many, since without a mode
@@ -112,11 +115,15 @@ class Dense:
 
     def curvatures(self, whitened: Whitened, vectors: Tensor) -> Tensor:
         """The largest curvature per datum, in size, at a few vectors `(n, d)`."""
+        return largest_curvatures(whitened, self._rows(), whitened.unflat(vectors))
+
+    def _rows(self) -> Batch:
+        """All rows, or as many as curvatures are looked at."""
         batch = self.blocks[0]
         if len(batch.indices) > CURVATURE_ROWS and self.compiled.structure.minibatch_error is None:
             rows = torch.randperm(self.compiled.num_data, generator=self.generator, device="cpu")
             batch = self.compiled.batch(rows[:CURVATURE_ROWS])
-        return largest_curvatures(whitened, batch, whitened.unflat(vectors))
+        return batch
 
     def explored(
         self,
@@ -153,7 +160,9 @@ class Dense:
             return None
         time = float(torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2)).max())
         effective = scaled.shape[0] * scaled.shape[1] / time
-        spread = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
+        some = draws.flatten(0, 1)[torch.linspace(0, draws[..., 0].numel() - 1, CURVATURE_DRAWS, device="cpu").long()]
+        hessians = negative_hessians(frame.whitened, self._rows(), frame.whitened.unflat(some))
+        spread = factor_of_spread(scaled.flatten(0, 1), effective, mean_curvature(hessians))
         return Learned(draws, centers, spread, time)
 
     def strength(self, variance: Position) -> float:

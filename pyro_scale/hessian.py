@@ -109,19 +109,49 @@ class AllRows:
         return entries
 
 
-def largest_curvatures(target: LogPosterior, batch: Batch, positions: Position) -> Tensor:
-    """The largest curvature at each of a few positions, in size, as rows of a batch estimate it; per datum, `(n,)`.
+def negative_hessians(target: LogPosterior, batch: Batch, positions: Position) -> Tensor:
+    """At each of a few positions, as rows of a batch estimate them; per datum, `(n, d, d)`.
 
-    Positions without a finite curvature are left out; 1 where there is no other.
+    Positions without a finite Hessian are left out; there may be none.
     """
-    rows = AllRows(target, [batch], {name: leaf[0] for name, leaf in positions.items()})
-    found = []
+    first = {name: leaf[0] for name, leaf in positions.items()}
+    rows, found = AllRows(target, [batch], first), [tree.ravel(first).new_zeros(0, tree.size(first), tree.size(first))]
     for index in range(len(next(iter(positions.values())))):
         with suppress(LinAlgError):
             hessian = rows.negative_hessian(tree.ravel({name: leaf[index] for name, leaf in positions.items()}))
             if hessian.isfinite().all():
-                found.append(torch.linalg.eigvalsh(hessian).abs().max() / len(batch.indices))
-    return torch.stack(found) if found else torch.ones(1)
+                found.append(hessian.unsqueeze(0) / len(batch.indices))
+    return torch.cat(found)
+
+
+def largest_curvatures(target: LogPosterior, batch: Batch, positions: Position) -> Tensor:
+    """The largest curvature at each of a few positions, in size; otherwise as `negative_hessians`.
+
+    1 where there is no other.
+    """
+    hessians = negative_hessians(target, batch, positions)
+    return torch.linalg.eigvalsh(hessians).abs().amax(1) if len(hessians) else torch.ones(1)
+
+
+def mean_curvature(hessians: Tensor) -> Tensor:
+    r"""The mean of $|H| = V |\Lambda| V^\top$ over Hessians `(n, d, d)` in coordinates that are about right.
+
+    Absolute eigenvalues, as in the metric of Betancourt (2013): directions that bend upwards here and downwards there
+    do not look flat. Where the log posterior is concave it is the mean of H, and for draws that is the mean of
+    $g g^\top$, g being the gradient. The identity counts as one more, so that no direction is flat, nor any of none.
+
+    Example:
+        >>> mean_curvature(torch.tensor([[[2.5]], [[-2.5]]]))
+        tensor([[2.]])
+
+    References:
+        Betancourt (2013), A general metric for Riemannian manifold Hamiltonian Monte Carlo, Geometric Science of
+        Information.
+    """
+    eigenvalues, basis = torch.linalg.eigh(hessians)
+    identity = torch.eye(hessians.shape[1], dtype=hessians.dtype, device=hessians.device)
+    total: Tensor = identity + (basis * eigenvalues.abs().unsqueeze(1) @ basis.mT).sum(0)
+    return total / (1 + len(hessians))
 
 
 class Spectrum(NamedTuple):

@@ -6,6 +6,29 @@ import torch
 from torch import Tensor
 
 
+def factor_of_spread(draws: Tensor, effective: float, curvature: Tensor) -> Tensor:
+    r"""Lower triangle L whose $L L^\top$ is the covariance of draws, shrunk towards the inverse of their curvature.
+
+    A covariance of fewer draws than coordinates has directions in which it is far too small or too large by chance.
+    The mean curvature of the same draws is known much better: each of them tells all its entries. The covariance of a
+    log-concave density is at least its inverse, by the inequality of Cramer and Rao; what goes beyond that is learned
+    as far as noise does not explain it: `shrunk_covariance`, in the coordinates in which the curvature is 1.
+
+    Args:
+        draws: with mean 0, `(n, d)`.
+        effective: how many independent draws they are worth.
+        curvature: mean of the negative Hessians at draws, in the same units, `(d, d)`.
+
+    Example:
+        >>> factor_of_spread(torch.ones(1, 1), 1.0, torch.tensor([[4.0]]))
+        tensor([[0.5000]])
+    """
+    lower = torch.linalg.cholesky(torch.linalg.inv(curvature))
+    white = torch.linalg.solve_triangular(lower, draws.T, upper=False).T
+    factor: Tensor = lower @ torch.linalg.cholesky(shrunk_covariance(white, effective))
+    return factor
+
+
 def shrunk_covariance(draws: Tensor, effective: float) -> Tensor:
     """Covariance of draws whose covariance would be the identity if their coordinates were right, `(d, d)`.
 

@@ -3,14 +3,16 @@ r"""Warm-up that adapts: coordinates, control variates, step size and thinning, 
 1. Newton's method climbs to the modes above a few starts; the curvature there whitens the coordinates.
 2. Minibatches get control variates at the mode, and what noise they leave is measured: V.
 3. `law_of` says what step size keeps the sds of a normal posterior within tolerance, V included.
-4. A pilot run shows how far the posterior is from that normal: its covariance, shrunk towards the one that is used as
-   far as noise could explain the difference (Ledoit & Wolf (2004), here with the variances of a normal), corrects the
-   coordinates, its mean becomes the anchor, its autocorrelation says how many steps bring a new draw.
+4. A pilot run shows how far the posterior is from that normal. The inverse of the mean curvature at its draws
+   (absolute, as in Betancourt (2013)), which few draws tell, becomes the covariance of the coordinates; what the draws'
+   own covariance has beyond that is learned as far as noise could not explain it (Ledoit & Wolf (2004), here with the
+   variances of a normal). Its mean becomes the anchor, its autocorrelation says how many steps bring a new draw.
 
 Where there is no mode, as where a group sd goes to 0, the first coordinates are those of the curvature at the start.
 
 References:
     Baker, Fearnhead, Fox & Nemeth (2019), Control variates for stochastic gradient MCMC, Statistics and Computing.
+    Betancourt (2013), A general metric for Riemannian manifold Hamiltonian Monte Carlo, GSI.
     Ledoit & Wolf (2004), A well-conditioned estimator for large-dimensional covariance matrices, J. Multivariate
     Analysis.
 """
@@ -37,8 +39,8 @@ from pyro_scale.step_sizes import LARGEST, Suited, suited
 from pyro_scale.types import Anchor, Kernel, Position
 from pyro_scale.whitening import divided
 
-WINDOWS = (30, 60)
-"""Lengths of the pilot's windows, in autocorrelation times."""
+WINDOWS = (30, 30, 60)
+"""Lengths of the pilot's windows, in autocorrelation times: to reach the posterior, to learn it, to time its draws."""
 HARDEST_CURVATURE = 2.0
 """The step size must suit places whose curvature is so many times that of the normal, or what is seen among draws."""
 USUAL = 0.75
@@ -130,7 +132,7 @@ class Tuner:
             if most_steps is not None:
                 num_steps = min(num_steps, most_steps * length // sum(WINDOWS))
             if num_steps < SHORTEST:
-                break
+                continue
             every = math.ceil(num_steps / self.matrices.most_kept)
             num_steps -= num_steps % every
             least = taken + num_steps + self.num_samples

@@ -121,14 +121,25 @@ def test_a_window_teaches_means_and_covariance() -> None:
     assert learned.spread[0, 1] == 0  # a lower triangle
 
 
+def test_curvature_at_draws_corrects_coordinates_that_few_draws_could_not() -> None:
+    """Of 12 draws a chain, little independent: the curvature of a normal posterior is the same at each of them."""
+    learned = window(0.05, number=18)
+    assert learned is not None
+    mean = (32 * torch.linalg.inv(COVARIANCE) + torch.eye(2).double()) / 33
+    told = learned.spread @ learned.spread.T
+    print(learned.time, told)
+    assert learned.time == 12
+    assert (told - torch.linalg.inv(mean)).norm() < 0.2
+
+
 def test_a_covariance_is_worth_its_independent_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
 
-    def shrunk(draws: Tensor, effective: float) -> Tensor:
+    def factor(draws: Tensor, effective: float, curvature: Tensor) -> Tensor:
         told.append(effective)
         return torch.eye(2).double()
 
-    monkeypatch.setattr(dense_module, "shrunk_covariance", shrunk)
+    monkeypatch.setattr(dense_module, "factor_of_spread", factor)
     learned = window(0.3)
     assert learned is not None
     assert told == [pytest.approx(100 * CHAINS / learned.time)]

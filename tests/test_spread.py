@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_scale.spread import autocorrelation_times, shrunk_covariance
+from pyro_scale.hessian import mean_curvature
+from pyro_scale.spread import autocorrelation_times, factor_of_spread, shrunk_covariance
+from pyro_scale.whitening import divided
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:
@@ -35,6 +37,33 @@ def test_few_draws_still_give_a_positive_matrix() -> None:
     torch.linalg.cholesky(shrunk_covariance(3 * normals(4, 10), 2.0))
 
 
+def covariance(seed: int, size: int = 20) -> Tensor:
+    """With eigenvalues from 0.25 to 4."""
+    basis = torch.linalg.qr(normals(size, size, seed=seed)).Q
+    return basis * torch.logspace(-0.6, 0.6, size).double() @ basis.T
+
+
+def test_few_draws_of_a_normal_have_the_covariance_that_its_curvature_says() -> None:
+    """Of 30 draws in 20 dimensions the covariance alone has eigenvalues from 0.03 to 3 times those of the exact one."""
+    exact = covariance(3)
+    draws = normals(30, 20, seed=4) @ torch.linalg.cholesky(exact).T
+    factor = factor_of_spread(draws, 30.0, torch.linalg.inv(exact))
+    ratios = torch.linalg.eigvals(torch.linalg.solve(exact, factor @ factor.T)).real
+    plain = torch.linalg.eigvals(torch.linalg.solve(exact, draws.T @ draws / 30)).real
+    print(ratios.aminmax(), plain.aminmax())
+    assert plain.min() < 0.1 and plain.max() > 2
+    assert ratios.min() > 0.8 and ratios.max() < 1.25
+    assert torch.equal(factor, factor.tril())
+
+
+def test_many_draws_correct_a_curvature_that_says_something_else() -> None:
+    exact, other = covariance(5, 4), covariance(6, 4)
+    draws = normals(20_000, 4, seed=7) @ torch.linalg.cholesky(exact).T
+    factor = factor_of_spread(draws, 2e4, torch.linalg.inv(other))
+    ratios = torch.linalg.eigvals(torch.linalg.solve(exact, factor @ factor.T)).real
+    assert ratios.min() > 0.95 and ratios.max() < 1.05
+
+
 def autoregression(kept: float, num_steps: int, num_chains: int) -> Tensor:
     noise = normals(num_steps, num_chains, 1, seed=2)
     draws = [noise[0] / (1 - kept**2) ** 0.5]
@@ -59,3 +88,18 @@ def test_chains_that_disagree_and_chains_that_stand_still() -> None:
     apart = autoregression(0.5, 1000, 4) + 10 * torch.arange(4, dtype=torch.float64)[:, None]
     assert float(autocorrelation_times(apart)) > 100
     assert autocorrelation_times(torch.ones(50, 3, 2, dtype=torch.float64)).tolist() == [50.0, 50.0]
+
+
+def test_a_mean_curvature_counts_sizes_and_the_identity_once() -> None:
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]]).double()
+    upwards, flat = (turn * torch.tensor(values).double() @ turn.T for values in ([-3.0, 2.0], [3.0, 0.0]))
+    expected = (torch.eye(2).double() + turn * torch.tensor([6.0, 2.0]).double() @ turn.T) / 3
+    assert torch.allclose(mean_curvature(torch.stack([upwards, flat])), expected)
+    assert torch.equal(mean_curvature(upwards.new_zeros(0, 2, 2)), torch.eye(2).double())
+
+
+def test_many_vectors_are_divided_as_one_is() -> None:
+    vectors, spread = normals(5, 3, 4, seed=8), torch.linalg.cholesky(covariance(9, 4))
+    found = divided(vectors, spread)
+    assert torch.allclose(found @ spread.T, vectors)
+    assert torch.allclose(divided(vectors[2, 1], spread), found[2, 1])
