@@ -20,8 +20,6 @@ from pyro_scale.types import Batch, Kernel, Position
 from pyro_scale.whitening import Whitened
 
 PILOT_CHAINS = 8
-MOST_NOISE = 0.05
-"""Of what minibatches add, the average over the posterior is taken out; it may vary there by as much as it is."""
 CURVATURE_ROWS = 4096
 CURVATURE_DRAWS = 32
 """Of a window of the pilot, whose Hessians are averaged."""
@@ -79,7 +77,6 @@ class Dense:
         choices: whether minibatches get control variates; the better, where there are two.
         noise_positions, noise_repeats: at which the noise of minibatches is measured, and on how many; None for as
             many as `noise_variance` takes by itself.
-        most_noise: as `largest_step` takes it.
         blocks: all rows.
     """
 
@@ -92,7 +89,6 @@ class Dense:
     choices: ClassVar[Sequence[bool]] = (True,)
     noise_positions: ClassVar[int] = 16
     noise_repeats: ClassVar[int | None] = None
-    most_noise: ClassVar[float] = MOST_NOISE
 
     def __init__(self, compiled: CompiledModel, sd: float, generator: torch.Generator) -> None:
         self.compiled = compiled

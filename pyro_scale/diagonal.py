@@ -43,8 +43,6 @@ CURVATURE_ROWS, CURVATURE_NUMBERS = 4096, 2**28
 """Rows on which the largest curvature is looked at: fewer, where these times coordinates would be more."""
 SAME_MODE = 1.0
 """Squared distance, in posterior variances a coordinate, within which two climbs have found the same mode."""
-MOST_NOISE = 0.05
-"""That minibatches may add to the variance of draws: V as a diagonal misses how the noise is correlated."""
 FAR = 1e3
 """Standard deviations beyond which a chain has diverged, though its numbers are finite yet."""
 LONG = 10.0
@@ -78,7 +76,6 @@ class Diagonal:
         self.noise_positions, self.noise_repeats = (16, 16) if small else (1, 64)
         self.choices: Sequence[bool] = (False, True) if self.size <= LARGE else (False,)
         self.fisher = Fisher(compiled, generator)
-        self.most_noise = MOST_NOISE
         self.scatter = self.slower = 1.0
         self.direction: Tensor | None = None
 

@@ -33,9 +33,6 @@ logger = logging.getLogger("pyro_scale")
 MOST_CLIMBS = 4
 MOST_NUMBERS = 2**24
 """Of the matrices by which rows follow what they share."""
-MOST_NOISE = 0.05
-"""That minibatches may add to the variance of draws: V by coordinate misses how the noise is correlated, as between a
-mean and a group sd, whose sds were 0.92 and 1.09 of what they should be at 0.2."""
 FEW = 4
 """Positions whose curvature is looked at."""
 INDEPENDENT = 200
@@ -60,7 +57,6 @@ class Rowwise:
     choices: ClassVar[Sequence[bool]] = (True,)
     noise_positions: ClassVar[int] = 16
     noise_repeats: ClassVar[int | None] = None
-    most_noise: ClassVar[float] = MOST_NOISE
 
     def __init__(self, compiled: CompiledModel, sd: float, generator: torch.Generator, num_samples: int) -> None:
         self.compiled = compiled

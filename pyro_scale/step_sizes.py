@@ -18,8 +18,9 @@ LARGEST, SMALLEST = 0.5, 1e-4
 ROOM = 7.0
 """Times the hardest curvature at which steps must be stable still. A run comes to places that are harder than those few
 that were looked at, and a kernel that is exact up to its limit, as BAOAB, would leave no room by itself."""
-MOST_NOISE = 0.2
-"""Minibatches may add so much to the variance of draws, before it is taken out of the injected noise."""
+MOST_NOISE = 0.05
+"""Minibatches may add so much to the variance of draws, before it is taken out of the injected noise: what is taken out
+is its average over the posterior, coordinate by coordinate, which misses how it varies and is correlated."""
 
 
 def largest_step(
@@ -29,7 +30,6 @@ def largest_step(
     noise: float,
     batches_per_epoch: float,
     limit: float,
-    most_noise: float = MOST_NOISE,
     uneven: float = 0.0,
 ) -> float:
     """The largest step size, to 5 per cent, at which the sds of a normal posterior are right within a tolerance.
@@ -43,7 +43,6 @@ def largest_step(
             what is left of it then, as `predicted_bias` says, is to be as small as the rest.
         batches_per_epoch: N / n.
         limit: the largest that comes into question.
-        most_noise: that minibatches may add to the variance of draws, before it is taken out of the injected noise.
         uneven: as `noise_gain` takes it.
     """
 
@@ -53,9 +52,9 @@ def largest_step(
         if not math.isfinite(law_of(kernel, step_size, ROOM * curvature).sd):
             return False
         if not hasattr(kernel, "gradient_variance"):
-            return step_size**2 * noise <= most_noise and absorbed(step_size)
+            return step_size**2 * noise <= MOST_NOISE and absorbed(step_size)
         gain = noise_gain(law_of(kernel, step_size).response, batches_per_epoch, uneven) if noise != 0 else 0.0
-        return noise * gain <= most_noise
+        return noise * gain <= MOST_NOISE
 
     def absorbed(step_size: float) -> bool:
         if noise == 0:
@@ -95,16 +94,15 @@ def suited(
     noise: float,
     batches_per_epoch: float,
     limit: float,
-    most_noise: float,
     uneven: float = 0.0,
 ) -> Suited:
     """A kernel with the largest step size that suits, and with what minibatches add taken out of the injected noise.
 
     Args:
-        kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise, uneven: as `largest_step` takes them.
+        kernel, tolerance, curvature, noise, batches_per_epoch, limit, uneven: as `largest_step` takes them.
         variance: V of every coordinate; {} for none.
     """
-    step_size = largest_step(kernel, tolerance, curvature, noise, batches_per_epoch, limit, most_noise, uneven)
+    step_size = largest_step(kernel, tolerance, curvature, noise, batches_per_epoch, limit, uneven)
     law, chosen = law_of(kernel, step_size), replace(kernel, step_size=step_size)
     if variance and hasattr(kernel, "gradient_variance"):
         share = noise_gain(law.response, batches_per_epoch, uneven) / noise_gain(law.response, math.inf)

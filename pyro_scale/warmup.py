@@ -209,7 +209,7 @@ class Tuner:
         """The kernel with the step size that suits minibatches with control variates, or without."""
         variance: Position = self._variance(draws, anchored) if self.noisy else {}
         noise = self.matrices.strength(variance) / self.sd**2 if variance else 0.0
-        limits = self.epoch, self.largest_step, self.matrices.most_noise, self.uneven
+        limits = self.epoch, self.largest_step, self.uneven
         return suited(self.kernel, self.tolerance / 2, self.hardest, variance, noise, *limits), anchored
 
     def _some(self, draws: Tensor) -> Tensor:

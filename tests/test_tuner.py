@@ -101,7 +101,7 @@ def test_control_variates_are_taken_where_they_repay_a_second_gradient(monkeypat
     for noises, chosen in (({False: 30.0, True: 30.0}, False), ({False: 3000.0, True: 0.0}, True)):
 
         def measured(draws: Tensor, anchored: bool, noises: Any = noises) -> tuple[Any, bool]:
-            return suited(SGHMC(), 0.025, 2.0, {}, noises[anchored], 8.0, LARGEST, MOST_NOISE), anchored
+            return suited(SGHMC(), 0.025, 2.0, {}, noises[anchored], 8.0, LARGEST), anchored
 
         monkeypatch.setattr(found, "_suited", measured)
         found._choose(draws)
