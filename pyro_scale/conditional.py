@@ -28,12 +28,13 @@ from torch.func import grad, vjp
 from pyro_scale import tree
 from pyro_scale.compile import CompiledModel
 from pyro_scale.derivative import is_inside
+from pyro_scale.spread import factor_of_inverse
 from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Position
 
 MOST_STEPS = 100
-SETTLED = 1e-6
-"""Standard deviations that are left to go at a mode."""
+SETTLED = {torch.float64: 1e-6, torch.float32: 3e-4}
+"""Standard deviations that are left to go at a mode; of what rounding leaves, a float32 cannot see less."""
 
 
 class Layout:
@@ -80,7 +81,7 @@ class Expansion(NamedTuple):
         shared: where, `(d,)`; $\delta$ is counted from it.
         center: $\hat z$, `(rows, k)`.
         slope: $M = d \hat z / d \theta$, `(rows, k, d)`.
-        factor: S, lower triangle with $S S^\top = T H^{-1}$, `(rows, k, k)`.
+        factor: S, lower triangle with $S S^\top = H^{-1}$, `(rows, k, k)`.
         widening: $\sigma$, of the logarithm of the diagonal of S, `(rows, k, d)`.
     """
 
@@ -148,12 +149,12 @@ class Conditional:
         Raises:
             LinAlgError: it finds none.
         """
-        values = self.values.to(shared)
+        values, settled = self.values.to(shared), SETTLED.get(shared.dtype, 1e-2)
         step, before = torch.zeros_like(values), torch.zeros_like(values[:, 0])
         slope, precision = self.slopes(shared, values)
         for _ in range(MOST_STEPS):
             new_slope, new_precision = self.slopes(shared, values + step)
-            far = ~((new_slope * step).sum(-1) >= -before - SETTLED**2) | ~new_precision.isfinite().all(-1).all(-1)
+            far = ~((new_slope * step).sum(-1) >= -before - settled**2) | ~new_precision.isfinite().all(-1).all(-1)
             values = torch.where(far[:, None], values, values + step)
             slope = torch.where(far[:, None], slope, new_slope)
             precision = torch.where(far[:, None, None], precision, new_precision)
@@ -162,7 +163,7 @@ class Conditional:
             newton, positive = _newton(slope, precision)
             step = torch.where(far[:, None], step / 4, newton)
             before = (slope * step).sum(-1)
-            if bool(before.max() < SETTLED**2) and positive and not bool(far.any()):
+            if bool(before.max() < settled**2) and positive and not bool(far.any()):
                 if not is_inside(values):
                     self.values = values
                 return values
@@ -174,7 +175,7 @@ class Conditional:
 
         def followed(at: Tensor) -> Tensor:
             center, precision = self._followed(at, values)
-            factor = torch.linalg.cholesky(torch.linalg.inv(precision))
+            factor = factor_of_inverse(precision)
             return torch.stack([center, factor.diagonal(dim1=-2, dim2=-1).log()])
 
         with torch.enable_grad():
@@ -185,7 +186,7 @@ class Conditional:
             columns = [torch.autograd.grad(one, weights, retain_graph=True)[0] for one in weighted]
         slope, widening = torch.stack(columns, -1)
         _, precision = self.slopes(shared, values)
-        factor = math.sqrt(self.temperature) * torch.linalg.cholesky(torch.linalg.inv(precision))
+        factor = factor_of_inverse(precision)
         assert slope.shape == shape
         return Expansion(shared.detach(), values, slope, factor.detach(), widening)
 

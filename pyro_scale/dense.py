@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_scale.climbs import curvature_at, distinct_modes
 from pyro_scale.compile import CompiledModel
+from pyro_scale.errors import StartError
 from pyro_scale.gradient import Frame
 from pyro_scale.hessian import largest_curvatures, mean_curvature, negative_hessians, row_blocks
 from pyro_scale.mode import Mode
@@ -29,6 +30,14 @@ FAR = 1e6
 the first coordinates may be far too narrow."""
 SETTLING = 10
 """Autocorrelation times from the pilot's end to the first draw."""
+
+
+def no_step_size(step_size: float) -> StartError:
+    """Where chains do not stay finite, at whatever step size; `step_size` was the last."""
+    return StartError(
+        f"Warm-up found no step size at which chains stay finite; the last was {step_size:g}. Start nearer to the "
+        "posterior (initial={...}), rescale, or set a step_size: ps.kernels.SGHMC(step_size=...)."
+    )
 
 
 class Ascended(NamedTuple):
@@ -160,6 +169,10 @@ class Dense:
         hessians = negative_hessians(frame.whitened, self._rows(), frame.whitened.unflat(some))
         spread = factor_of_spread(scaled.flatten(0, 1), effective, mean_curvature(hessians))
         return Learned(draws, centers, spread, time)
+
+    def astray(self, step_size: float) -> Exception:
+        """Of chains that do not stay finite."""
+        return no_step_size(step_size)
 
     def strength(self, variance: Position) -> float:
         """V where it is largest."""

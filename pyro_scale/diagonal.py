@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_scale import tree
 from pyro_scale.climber import Climber
 from pyro_scale.compile import CompiledModel
-from pyro_scale.dense import MOST_THINNING, PILOT_CHAINS, SETTLING, Ascended, Learned
+from pyro_scale.dense import MOST_THINNING, PILOT_CHAINS, SETTLING, Ascended, Learned, no_step_size
 from pyro_scale.fisher import Fisher
 from pyro_scale.gradient import Frame
 from pyro_scale.mode import Mode
@@ -171,6 +171,10 @@ class Diagonal:
             centers, variances = seen.moments()
             spread = shrunk_variances(variances / self.sd**2, len(traces) * traces.shape[1] / time)
         return Learned(torch.stack(seen.snapshots), centers, spread.sqrt(), time)
+
+    def astray(self, step_size: float) -> Exception:
+        """Of chains that do not stay finite."""
+        return no_step_size(step_size)
 
     def strength(self, variance: Position) -> float:
         """V where it is large: the largest of many estimates would be one that is wrong."""

@@ -99,8 +99,9 @@ def infer(
             `ps.diagnostics.rhat_nested`, which tells of short chains too whether they have forgotten their starts. None
             starts every chain by itself.
         thinning: steps from one kept draw to the next; >= 1; None takes as many as brought an independent draw in the
-            pilot run, and 200 values of a row a chain; untuned 10, or 1 with num_samples=1; of fits there is none. With
-            a `ps.schedules.cyclical` step size the draws are spread evenly over the sampling phases of as many steps.
+            pilot run, and 200 values of a row a chain, up to 1000; untuned 10, or 1 with num_samples=1; of fits there
+            is none. With a `ps.schedules.cyclical` step size the draws are spread evenly over the sampling phases of as
+            many steps.
         batch_size: rows of a minibatch, 1 to N; None uses all rows at every step, or the plate's own
             `subsample_size`, or the loader's.
         constants: keyword arguments that the model receives whole.
@@ -202,6 +203,7 @@ def infer(
                 )
             except UntunedError as error:
                 reason, start = str(error), [initial_positions(compiled, initial, seeds[3:])]
+        seconds["tune"] = time.perf_counter() - began - seconds["prepare"]
     if reason:
         logger.info("The run is not tuned, and takes the kernel's default step size: %s.", reason)
     if tuned is not None:
@@ -209,7 +211,6 @@ def infer(
         start.append(tuned.start)
         thinning = tuned.thinning if thinning is None and not one else thinning
         warmup_steps = pilot_steps + tuned.settling if warmup_steps is None else warmup_steps
-        seconds["tune"] = time.perf_counter() - began - seconds["prepare"]
     if num_superchains is not None:
         start = [together(start.pop(), num_superchains)]
         frame = frame._replace(anchor=together(frame.anchor, num_superchains))

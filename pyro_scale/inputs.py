@@ -42,7 +42,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         indices: rows of the minibatches, `(num_steps, num_chains, batch_size)`; None in full batch and for a loader.
-        noise: tree of standard normals, `(num_steps, num_chains, *shape)`; `()` where steps draw it themselves.
+        noise: tree of standard normals, `(num_steps, num_chains, *shape)`; `()` where steps take it in pieces.
         settings: those of the steps, `(num_steps,)` each; fewer where the run ends before the chunk does.
         length: number of steps.
     """
@@ -119,7 +119,9 @@ class Inputs:
     def in_pieces(self, sizes: Sequence[int]) -> Pieces:
         """The noise of a step in pieces, in every call of the same sizes; a `SHARE` of a chain's is drawn ahead."""
         if self.pieces is None:
-            room = max(2, sum(sizes) // SHARE // max(sizes)) if self.pieces_ahead else 1
+            # small chains are one piece each, for which to hand it over takes longer than to draw it
+            ahead = self.pieces_ahead and len(sizes) > 1
+            room = max(2, sum(sizes) // SHARE // max(sizes)) if ahead else 1
             self.pieces = Pieces(self.noise_generator, self.dtype, sizes, room)
         return self.pieces
 

@@ -42,6 +42,8 @@ OPTIONS = {
     # an LSTM's kernel returns a workspace of another size than torch says; what loops give is compared by ourselves
     "size_asserts": False,
 }
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Native code must give what the recorded function gives, up to rounding relative to the largest number."""
 DATA_POINTER = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
 
 
@@ -88,6 +90,14 @@ def compile_native(
         said = lines[0].rstrip(".") if lines else "no message"
         # Inductor's own error starts with the type of the one that it wraps
         raise NativeError(said if kind == "InductorError" else f"{kind}: {said}") from error
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether native code gives what the recorded function gives, up to rounding."""
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
+    apart = (found - expected).abs().sum()  # 0 for an empty tensor
+    return bool(apart <= TOLERANCE[expected.dtype] * expected.abs().sum())
 
 
 def _compiled(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], note: Path | None) -> Compiled:

@@ -23,7 +23,7 @@ from pyro_scale.pilot import explore
 from pyro_scale.products import Products, largest_eigenvalue
 from pyro_scale.progress import Reporter
 from pyro_scale.row_coordinates import RowCoordinates
-from pyro_scale.seen import Seen
+from pyro_scale.seen import SNAPSHOT_NUMBERS, Seen
 from pyro_scale.spread import autocorrelation_times, shrunk_covariance
 from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Kernel, Position
@@ -148,8 +148,8 @@ class Rowwise:
     ) -> Learned | None:
         """As `Dense.explored`, of what is shared; coordinates of the rows stay."""
         assert isinstance(frame.whitened, RowCoordinates)
-        size = frame.whitened.num_shared
-        seen = Seen(frame.whitened, centers, number, self.generator, torch.arange(size, device=centers.device))
+        size, room = frame.whitened.num_shared, SNAPSHOT_NUMBERS // self.chains
+        seen = Seen(frame.whitened, centers, number, self.generator, torch.arange(size, device=centers.device), room)
         found = explore(self.compiled, kernel, number, every, start, seeds, frame, reporter, seen)
         if found is None:
             return None
@@ -161,9 +161,16 @@ class Rowwise:
             return None
         time = float(torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2)).max())
         effective = scaled.shape[0] * scaled.shape[1] / time
-        spread = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
+        try:
+            spread = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
+        except LinAlgError:
+            raise self._untuned("what rows share does not move in all directions") from None
         centers = torch.cat([means, torch.zeros_like(centers[:, size:])], 1)
         return Learned(torch.stack(seen.snapshots), centers, spread, time)
+
+    def astray(self, step_size: float) -> Exception:
+        """As `Dense.astray`; the model may do untuned."""
+        return self._untuned(f"chains of the pilot do not stay finite at a step size of {step_size:g}")
 
     def strength(self, variance: Position) -> float:
         """V where it is largest.
@@ -173,10 +180,11 @@ class Rowwise:
                 vary as much as their curvature: coordinates to first order are none for this posterior.
         """
         found = max(float(leaf.max()) for leaf in variance.values() if leaf.numel() > 0)
-        if not found / self.sd**2 <= self.epoch:
+        noise = found * self.compiled.num_data / self.epoch  # 1 where a row's gradient varies as its curvature says
+        if not noise <= 1:
             raise self._untuned(
                 "follows what rows share too far from a straight line, as where a group sd may be near 0: control "
-                f"variates leave {found / self.sd**2 / self.epoch:.1f} times the noise of minibatches"
+                f"variates leave {noise:.1f} times the noise of minibatches"
             )
         return found
 

@@ -25,6 +25,7 @@ class Seen:
         number: of positions that each chain will keep.
         generator: of the coordinates that are traced.
         traced: which these are; None for some at random.
+        room: so many numbers of each chain are kept whole.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Seen:
         number: int,
         generator: torch.Generator,
         traced: Tensor | None = None,
+        room: int = SNAPSHOT_NUMBERS,
     ) -> None:
         self.whitened, self.centers = whitened, centers
         size = centers.shape[1]
@@ -44,7 +46,7 @@ class Seen:
         self.sums = torch.zeros_like(centers)
         self.squares = torch.zeros_like(centers[0])
         self.number = torch.zeros(len(centers), dtype=torch.long)
-        self.every = max(1, number * size // SNAPSHOT_NUMBERS)
+        self.every = max(1, number * size // room)
         self.snapshots: list[Tensor] = []
 
     def __call__(self, positions: Position) -> Position:

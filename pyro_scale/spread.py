@@ -23,10 +23,23 @@ def factor_of_spread(draws: Tensor, effective: float, curvature: Tensor) -> Tens
         >>> factor_of_spread(torch.ones(1, 1), 1.0, torch.tensor([[4.0]]))
         tensor([[0.5000]])
     """
-    lower = torch.linalg.cholesky(torch.linalg.inv(curvature))
+    lower = factor_of_inverse(curvature)
     white = torch.linalg.solve_triangular(lower, draws.T, upper=False).T
     factor: Tensor = lower @ torch.linalg.cholesky(shrunk_covariance(white, effective))
     return factor
+
+
+def factor_of_inverse(precision: Tensor) -> Tensor:
+    """Lower triangle L with L L^T = P^-1, `(..., d, d)`; without P^-1, which rounding may leave indefinite.
+
+    Example:
+        >>> factor_of_inverse(torch.tensor([[4.0]]))
+        tensor([[0.5000]])
+    """
+    upper = torch.linalg.cholesky(precision.flip(-2, -1)).flip(-2, -1)  # U U^T = P
+    identity = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+    inverse: Tensor = torch.linalg.solve_triangular(upper, identity.expand_as(precision), upper=True)
+    return inverse.mT
 
 
 def shrunk_covariance(draws: Tensor, effective: float) -> Tensor:

@@ -22,7 +22,7 @@ from pyro_scale.compile import CompiledModel
 from pyro_scale.inputs import Chunk, Inputs
 from pyro_scale.local import Table
 from pyro_scale.loop import Loop
-from pyro_scale.native import NativeError
+from pyro_scale.native import NativeError, agree
 from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Anchor, Batch, BoundKernel, Kernel, Position
 
@@ -32,8 +32,6 @@ FIRST_CALL = 64
 CALL_SECONDS = 0.1
 """At most so many steps in the first call of a native loop; the next last about so long, which Ctrl-C waits for."""
 TRIAL_STEPS = 3
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""A loop must take so many steps as the recorded function does, up to rounding relative to the largest number."""
 
 
 class Steps:
@@ -223,17 +221,10 @@ class Steps:
                 after, _ = self.recorded.function(self.table.rows(state, indices), batch, noise, settings)
                 state = self.table.write(self.table.copied(state), after, indices)
             for found, expected in zip(pytree.tree_leaves(native), pytree.tree_leaves(state), strict=True):
-                if torch.isfinite(expected).all() and not _close(found, expected):
+                if torch.isfinite(expected).all() and not agree(found, expected):
                     raise NativeError("The compiled loop takes other steps than the recorded function")
 
     def _took(self, num_steps: int, seconds: float) -> None:
         self.choice.took(num_steps, seconds)
         if num_steps == self.most_steps and self.loop is not None:
             self.most_steps = max(1, min(4 * num_steps, round(num_steps * CALL_SECONDS / max(seconds, 1e-9))))
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    if not expected.is_floating_point():
-        return torch.equal(found, expected)
-    apart = (found - expected).abs().sum()  # 0 for an empty tensor
-    return bool(apart <= TOLERANCE[expected.dtype] * expected.abs().sum())

@@ -3,10 +3,10 @@ r"""Warm-up that adapts: coordinates, control variates, step size and thinning, 
 1. Newton's method climbs to the modes above a few starts; the curvature there whitens the coordinates.
 2. Minibatches get control variates at the mode, and what noise they leave is measured: V.
 3. `law_of` says what step size keeps the sds of a normal posterior within tolerance, V included.
-4. A pilot run shows how far the posterior is from that normal. The inverse of the mean curvature at its draws
-   (absolute, as in Betancourt (2013)), which few draws tell, becomes the covariance of the coordinates; what the draws'
-   own covariance has beyond that is learned as far as noise could not explain it (Ledoit & Wolf (2004), here with the
-   variances of a normal). Its mean becomes the anchor, its autocorrelation says how many steps bring a new draw.
+4. A pilot run shows how far the posterior is from that normal. Up to 300 coordinates the inverse of the mean curvature
+   at its draws (absolute, as in Betancourt (2013)), which few draws tell, is the covariance of the coordinates; what
+   the draws' own covariance has beyond that is learned as far as noise could not explain it (Ledoit & Wolf (2004), here
+   with the variances of a normal). Its mean is the anchor, its autocorrelation says how many steps bring a new draw.
 
 Where there is no mode, as where a group sd goes to 0, the first coordinates are those of the curvature at the start.
 
@@ -29,7 +29,6 @@ from torch.utils import _pytree as pytree
 from pyro_scale.checks import derived_seeds
 from pyro_scale.compile import CompiledModel
 from pyro_scale.dense import SETTLING, Learned
-from pyro_scale.errors import StartError
 from pyro_scale.gradient import ControlVariate, Frame, anchor_at, without_all_rows
 from pyro_scale.gradient_noise import noise_variance
 from pyro_scale.held import in_memory
@@ -245,10 +244,7 @@ class Tuner:
                 return cast(Learned, learned)
             self.largest_step = self.chosen.step_size / 2
             self._choose(at.unsqueeze(0))
-        raise StartError(
-            f"Warm-up found no step size at which chains stay finite; the last was {self.chosen.step_size:g}. Start "
-            "nearer to the posterior (initial={...}), rescale, or set a step_size: ps.kernels.SGHMC(step_size=...)."
-        )
+        raise self.matrices.astray(self.chosen.step_size)
 
     def _moved(self, learned: Learned, every: int) -> Tensor:
         """Takes coordinates, centers and autocorrelation from a window of the pilot; its draws in the new ones."""

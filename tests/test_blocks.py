@@ -258,9 +258,10 @@ def test_native_code_that_moves_otherwise_is_not_used(
 ) -> None:
     def wrong(recorded: Any, *example: Any, in_place: int = 0) -> Any:
         def call(block: Any, *rest: Any) -> Any:
-            for leaf in (*block.position.values(), *block.momentum.values()):
-                leaf.mul_(1.01)
-            return block, torch.zeros((), dtype=torch.long)
+            moved = recorded(block, *rest)
+            for old, new in zip((block.position, block.momentum), moved[0], strict=True):
+                old["site"].copy_(new["site"].roll(1))
+            return block, moved[1]
 
         return call if in_place else recorded
 

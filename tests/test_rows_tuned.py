@@ -26,6 +26,7 @@ from pyro_scale.mixing import of_moments
 from pyro_scale.mode import Mode, newton
 from pyro_scale.moments import Moments
 from pyro_scale.row_coordinates import RowCoordinates
+from pyro_scale.rowwise import Rowwise
 from pyro_scale.types import Position
 
 N, SIZE, COLUMNS = 120, 30, 2
@@ -99,12 +100,32 @@ def test_of_a_normal_posterior_the_marginal_is_exact(temperature: float) -> None
 
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
 def test_a_normal_posterior_is_white(temperature: float) -> None:
-    """In all directions at once; the rows' units are those of the temperature, which the kernel knows too."""
+    """In all directions at once, at any temperature."""
     compiled, _, coordinates, _ = expanded(known, temperature)
     zero = tree.map(torch.zeros_like, compiled.initial_position(0))
     hessian = AllRows(coordinates, [compiled.batch()], zero).negative_hessian(tree.ravel(zero)) / N
-    expected = torch.cat([torch.ones(2), torch.full((2 * N,), temperature)]).double()
-    torch.testing.assert_close(hessian, torch.diag(expected), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(hessian, torch.eye(2 + 2 * N).double(), rtol=1e-8, atol=1e-8)
+
+
+def counts(y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(mu, 0.5))
+        pyro.sample("obs", dist.Poisson(z.exp()), obs=y)
+
+
+@pytest.mark.parametrize("model", [effects, counts])
+def test_modes_of_rows_in_float32_are_those_in_float64(model: Any) -> None:
+    """Of values far from 0, whose slopes have rounding errors far above those of float64."""
+    y = 50 + Y if model is effects else (20 + 4 * Y[:, 0]).round().clamp(min=0)
+    modes = []
+    for dtype in (torch.float32, torch.float64):
+        compiled = compile_model(model, {"y": y}, batch_size=SIZE, dtype=dtype)
+        shared = torch.tensor([50.0, 0.0] if model is effects else [3.0], dtype=dtype)
+        start = Layout(compiled.latent, compiled.local).matrix(compiled.initial_position(0))
+        modes.append(Conditional(compiled, 1.0, start).mode(shared))
+    assert modes[0].dtype == torch.float32
+    torch.testing.assert_close(modes[0].double(), modes[1], rtol=0, atol=2e-3)
 
 
 def test_there_and_back() -> None:
@@ -248,6 +269,33 @@ def test_draws_are_to_be_apart_as_rows_need(posterior: ps.Posterior) -> None:
     assert told["autocorrelation_time"] >= least
 
 
+def test_rows_have_the_spread_of_a_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact: a normal posterior's covariance times the temperature."""
+    monkeypatch.setattr("pyro_scale.rowwise.INDEPENDENT", 50)
+    temperature = 0.25
+    kernel = ps.kernels.SGHMC(temperature=temperature)
+    found = ps.infer(known, Y, kernel, batch_size=SIZE, num_samples=200, seed=0, progress=False)
+    compiled = compile_model(known, {"y": Y})
+    covariance = torch.linalg.inv(joint_hessian(compiled, compiled.initial_position(0)))
+    exact = tree.unravel((temperature * covariance.diagonal()).sqrt(), tree.shapes(compiled.initial_position(0)))
+    moments = found.moments["a"]
+    sd = (moments.sd.square().mean(0) + moments.mean.var(0, correction=0)).sqrt()
+    print(float((sd / exact["a"]).mean()), float(found.draws["mu"].std() / exact["mu"]))
+    assert abs(float((sd / exact["a"]).mean()) - 1) < 0.03
+    assert abs(float(found.draws["mu"].std() / exact["mu"]) - 1) < 0.1
+    assert found.health["R-hat, rows"].value < 1.01
+
+
+def test_few_draws_tell_nothing_of_chains_that_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few were drawn, of many that were asked for."""
+    monkeypatch.setattr("pyro_scale.mixing.LEAST_DRAWS", 500)
+    options: dict[str, Any] = {"num_samples": 1000, "warmup_steps": 0, "thinning": 1, "seed": 0, "progress": False}
+    options |= {"jit_compile": False, "callback": lambda now: now.num_draws >= 2}
+    found = ps.infer(known, Y, ps.kernels.SGHMC(step_size=0.01), batch_size=SIZE, **options)
+    assert 2 <= found.draws["mu"].shape[1] < 500
+    assert "R-hat, rows" not in [check.name for check in found.health.checks]
+
+
 # What is not tuned
 
 
@@ -266,6 +314,17 @@ def test_where_rows_do_not_follow_a_straight_line_the_run_says_so(caplog: pytest
     assert found.settings["tuning"] == {} and found.step_size == ps.kernels.SGHMC.default_step_size
     assert "site 'z' has a value for each row of the minibatches, and follows what rows share too far" in caplog.text
     assert "batch_size=None is tuned" in caplog.text
+    assert found.timing["tune"] > 0
+
+
+def test_where_the_pilot_diverges_the_run_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "pyro_scale")
+    monkeypatch.setattr(Rowwise, "explored", lambda *given: None)
+    found = ps.infer(known, Y, batch_size=SIZE, num_samples=4, warmup_steps=100, seed=0, progress=False)
+    assert found.settings["tuning"] == {} and found.step_size == ps.kernels.SGHMC.default_step_size
+    assert "chains of the pilot do not stay finite at a step size of" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import arviz as az
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_scale.hessian import mean_curvature
-from pyro_scale.spread import autocorrelation_times, factor_of_spread, shrunk_covariance
+from pyro_scale.spread import autocorrelation_times, factor_of_inverse, factor_of_spread, shrunk_covariance
 from pyro_scale.whitening import divided
 
 
@@ -103,3 +105,16 @@ def test_many_vectors_are_divided_as_one_is() -> None:
     found = divided(vectors, spread)
     assert torch.allclose(found @ spread.T, vectors)
     assert torch.allclose(divided(vectors[2, 1], spread), found[2, 1])
+
+
+@pytest.mark.parametrize(("dtype", "condition"), [(torch.float32, 1e5), (torch.float64, 1e12)])
+def test_the_factor_of_an_inverse_survives_rounding(dtype: torch.dtype, condition: float) -> None:
+    """Where the inverse itself is no longer positive definite: of twenty matrices, by L^T P L = 1."""
+    for seed in range(20):
+        basis = torch.linalg.qr(torch.randn(10, 10, generator=torch.Generator().manual_seed(seed), dtype=dtype))[0]
+        eigenvalues = torch.logspace(0, math.log10(condition), 10, dtype=dtype)
+        precision = basis * eigenvalues @ basis.T
+        factor = factor_of_inverse((precision + precision.T) / 2)
+        assert torch.equal(factor, factor.tril())
+        away = factor.T @ precision @ factor - torch.eye(10, dtype=dtype)
+        assert float(away.abs().max()) < 0.05
