@@ -118,7 +118,7 @@ class Posterior:
         if self.trace is not None:
             return Health(self.checks)
         found = of_draws(self.draws, self.settings.get("tuning", {}).get("modes", 1))
-        found += of_moments(self.moments, self.sample_stats["lp"].shape[1])
+        found += of_moments(self.moments, max((each.shape[1] for each in self.draws.values()), default=0))
         if groups := self.settings.get("num_superchains"):
             found += of_superchains(self.draws, groups)
         return Health([*found, *self.checks])

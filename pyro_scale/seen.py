@@ -25,7 +25,7 @@ class Seen:
         number: of positions that each chain will keep.
         generator: of the coordinates that are traced.
         traced: which these are; None for some at random.
-        room: so many numbers of each chain are kept whole.
+        room: so many numbers of each chain are kept whole; None for `SNAPSHOT_NUMBERS`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Seen:
         number: int,
         generator: torch.Generator,
         traced: Tensor | None = None,
-        room: int = SNAPSHOT_NUMBERS,
+        room: int | None = None,
     ) -> None:
         self.whitened, self.centers = whitened, centers
         size = centers.shape[1]
@@ -46,7 +46,7 @@ class Seen:
         self.sums = torch.zeros_like(centers)
         self.squares = torch.zeros_like(centers[0])
         self.number = torch.zeros(len(centers), dtype=torch.long)
-        self.every = max(1, number * size // room)
+        self.every = max(1, number * size // (SNAPSHOT_NUMBERS if room is None else room))
         self.snapshots: list[Tensor] = []
 
     def __call__(self, positions: Position) -> Position:
