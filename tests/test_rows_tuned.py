@@ -269,23 +269,6 @@ def test_draws_are_to_be_apart_as_rows_need(posterior: ps.Posterior) -> None:
     assert told["autocorrelation_time"] >= least
 
 
-def test_rows_have_the_spread_of_a_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exact: a normal posterior's covariance times the temperature."""
-    monkeypatch.setattr("pyro_scale.rowwise.INDEPENDENT", 50)
-    temperature = 0.25
-    kernel = ps.kernels.SGHMC(temperature=temperature)
-    found = ps.infer(known, Y, kernel, batch_size=SIZE, num_samples=200, seed=0, progress=False)
-    compiled = compile_model(known, {"y": Y})
-    covariance = torch.linalg.inv(joint_hessian(compiled, compiled.initial_position(0)))
-    exact = tree.unravel((temperature * covariance.diagonal()).sqrt(), tree.shapes(compiled.initial_position(0)))
-    moments = found.moments["a"]
-    sd = (moments.sd.square().mean(0) + moments.mean.var(0, correction=0)).sqrt()
-    print(float((sd / exact["a"]).mean()), float(found.draws["mu"].std() / exact["mu"]))
-    assert abs(float((sd / exact["a"]).mean()) - 1) < 0.03
-    assert abs(float(found.draws["mu"].std() / exact["mu"]) - 1) < 0.1
-    assert found.health["R-hat, rows"].value < 1.01
-
-
 def test_few_draws_tell_nothing_of_chains_that_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few were drawn, of many that were asked for."""
     monkeypatch.setattr("pyro_scale.mixing.LEAST_DRAWS", 500)
