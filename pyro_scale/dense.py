@@ -69,6 +69,36 @@ class Learned(NamedTuple):
     time: float
 
 
+class Around(NamedTuple):
+    """Draws of a window around the means of the chains of each center.
+
+    Attributes:
+        means: `(centers, d)`.
+        scaled: draws around them, in sds of the coordinates, `(n, pilot chains, d)`.
+        time: kept positions that bring one independent draw.
+    """
+
+    means: Tensor
+    scaled: Tensor
+    time: float
+
+    @property
+    def effective(self) -> float:
+        """How many independent draws they are worth."""
+        return self.scaled.shape[0] * self.scaled.shape[1] / self.time
+
+
+def around_means(draws: Tensor, num_centers: int, sd: float) -> Around | None:
+    """Draws `(n, pilot chains, d)`, whose chains started around one center after another; None if one has diverged."""
+    group = torch.arange(draws.shape[1], device="cpu") % num_centers
+    means = torch.stack([draws[:, group == each].mean((0, 1)) for each in range(num_centers)])
+    scaled = (draws - means[group]) / sd
+    if not float(scaled.abs().max()) < FAR:
+        return None
+    time = float(torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2)).max())
+    return Around(means, scaled, time)
+
+
 class Dense:
     """Of models whose matrices fit.
 
@@ -158,17 +188,13 @@ class Dense:
             return None
         assert frame.whitened is not None
         draws = frame.whitened.flat(frame.whitened.coordinates(found))[number // 3 :]
-        group = torch.arange(draws.shape[1], device="cpu") % len(centers)
-        centers = torch.stack([draws[:, group == each].mean((0, 1)) for each in range(len(centers))])
-        scaled = (draws - centers[group]) / self.sd
-        if not float(scaled.abs().max()) < FAR:
+        around = around_means(draws, len(centers), self.sd)
+        if around is None:
             return None
-        time = float(torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2)).max())
-        effective = scaled.shape[0] * scaled.shape[1] / time
         some = draws.flatten(0, 1)[torch.linspace(0, draws[..., 0].numel() - 1, CURVATURE_DRAWS, device="cpu").long()]
         hessians = negative_hessians(frame.whitened, self._rows(), frame.whitened.unflat(some))
-        spread = factor_of_spread(scaled.flatten(0, 1), effective, mean_curvature(hessians))
-        return Learned(draws, centers, spread, time)
+        spread = factor_of_spread(around.scaled.flatten(0, 1), around.effective, mean_curvature(hessians))
+        return Learned(draws, around.means, spread, around.time)
 
     def astray(self, step_size: float) -> Exception:
         """Of chains that do not stay finite."""

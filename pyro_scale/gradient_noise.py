@@ -88,8 +88,11 @@ def minibatch_gradients(
     rows = torch.randint(num_data, (len(next(iter(positions.values()))), batch_size), generator=generator, device="cpu")
     batch = gather(rows)
 
+    def at_rows(position: Position, indices: Tensor) -> Position:
+        return {n: leaf.index_select(local[n], indices) if n in local else leaf for n, leaf in position.items()}
+
     def gradient(position: Position, data: dict[str, Tensor], indices: Tensor, anchor: Any) -> Position:
-        here = {n: leaf.index_select(local[n], indices) if n in local else leaf for n, leaf in position.items()}
+        here = at_rows(position, indices)
         result: Position = grad_and_value(target)(here, Batch(data, indices, batch.scale, anchor))[0]
         return result
 
@@ -97,8 +100,7 @@ def minibatch_gradients(
         try:
             return gradient(position, data, indices, anchor)
         except LinAlgError:
-            here = {n: leaf.index_select(local[n], indices) if n in local else leaf for n, leaf in position.items()}
-            return tree.map(lambda leaf: torch.full_like(leaf, torch.nan), here)
+            return tree.map(lambda leaf: torch.full_like(leaf, torch.nan), at_rows(position, indices))
 
     found: Position = over_chains(gradient, or_none, positions, batch.data, batch.indices, anchors)
     return found

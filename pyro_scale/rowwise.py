@@ -15,7 +15,7 @@ from pyro_scale.climbs import distinct
 from pyro_scale.compile import CompiledModel
 from pyro_scale.conditional import Conditional, Layout
 from pyro_scale.data import names_of
-from pyro_scale.dense import FAR, MOST_THINNING, PILOT_CHAINS, SETTLING, Ascended, Learned
+from pyro_scale.dense import MOST_THINNING, PILOT_CHAINS, SETTLING, Ascended, Learned, around_means
 from pyro_scale.errors import UntunedError
 from pyro_scale.gradient import Frame
 from pyro_scale.mode import DENSE_LIMIT, Mode, newton
@@ -24,7 +24,7 @@ from pyro_scale.products import Products, largest_eigenvalue
 from pyro_scale.progress import Reporter
 from pyro_scale.row_coordinates import RowCoordinates
 from pyro_scale.seen import SNAPSHOT_NUMBERS, Seen
-from pyro_scale.spread import autocorrelation_times, shrunk_covariance
+from pyro_scale.spread import shrunk_covariance
 from pyro_scale.starts import LinAlgError
 from pyro_scale.types import Kernel, Position
 
@@ -153,20 +153,15 @@ class Rowwise:
         found = explore(self.compiled, kernel, number, every, start, seeds, frame, reporter, seen)
         if found is None:
             return None
-        draws = found[""][number // 3 :]
-        group = torch.arange(draws.shape[1], device="cpu") % len(centers)
-        means = torch.stack([draws[:, group == each].mean((0, 1)) for each in range(len(centers))])
-        scaled = (draws - means[group]) / self.sd
-        if not float(scaled.abs().max()) < FAR:
+        around = around_means(found[""][number // 3 :], len(centers), self.sd)
+        if around is None:
             return None
-        time = float(torch.maximum(autocorrelation_times(scaled), autocorrelation_times(scaled**2)).max())
-        effective = scaled.shape[0] * scaled.shape[1] / time
         try:
-            spread = torch.linalg.cholesky(shrunk_covariance(scaled.flatten(0, 1), effective))
+            spread = torch.linalg.cholesky(shrunk_covariance(around.scaled.flatten(0, 1), around.effective))
         except LinAlgError:
             raise self._untuned("what rows share does not move in all directions") from None
-        centers = torch.cat([means, torch.zeros_like(centers[:, size:])], 1)
-        return Learned(torch.stack(seen.snapshots), centers, spread, time)
+        centers = torch.cat([around.means, torch.zeros_like(centers[:, size:])], 1)
+        return Learned(torch.stack(seen.snapshots), centers, spread, around.time)
 
     def astray(self, step_size: float) -> Exception:
         """As `Dense.astray`; the model may do untuned."""
